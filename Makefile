@@ -1,0 +1,77 @@
+# The journal. `make serve` and `make test` set up all they need, the first time and after a change of a lock.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+SOURCES := app tests alembic
+SETUP := pyproject.toml deploy/setup.sh
+# The development environment holds all of the serving one.
+SERVING := .venv/serve.stamp
+DEVELOPING := .venv/develop.stamp
+TOOLS := .venv-tools/stamp
+
+# Further arguments: `make serve ARGS="--port 9000"`, `make test ARGS="-k recovery"`.
+ARGS :=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: serve
+serve: $(SERVING) ## Run the service with its embedded PostgreSQL (JOURNAL_* variables or ARGS set it up)
+	@exec $(BIN)/journal serve $(ARGS)
+
+.PHONY: test
+test: lint typecheck ## Check style and types, then run all tests
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: unit
+unit: $(DEVELOPING) ## Run the fast tests alone
+	@$(BIN)/pytest tests/unit $(ARGS)
+
+.PHONY: lint
+lint: $(DEVELOPING) ## Check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+.PHONY: typecheck
+typecheck: $(DEVELOPING) ## Check types
+	@$(BIN)/mypy $(SOURCES)
+
+.PHONY: format
+format: $(DEVELOPING) ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: lint-docker
+lint-docker: $(TOOLS) ## Check the Dockerfile
+	@.venv-tools/bin/hadolint Dockerfile
+
+.PHONY: image
+image: ## Build the container image (needs Docker)
+	@docker build --tag journal .
+
+.PHONY: lock
+lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer versions)
+	@UPGRADE=$(UPGRADE) sh deploy/lock.sh
+
+.PHONY: clean
+clean: ## Remove environments and caches; data is kept
+	@rm -rf .venv .venv-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	@find app tests alembic -name __pycache__ -prune -exec rm -rf {} +
+
+$(SERVING): deploy/locks/serve.txt $(SETUP)
+	@sh deploy/setup.sh serve
+	@touch $@
+
+$(DEVELOPING): deploy/locks/develop.txt deploy/locks/serve.txt $(SETUP)
+	@sh deploy/setup.sh develop
+	@touch $@ $(SERVING)
+
+$(TOOLS): deploy/locks/tools.txt $(DEVELOPING)
+	@$(BIN)/python -m venv --clear .venv-tools
+	@.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement deploy/locks/tools.txt
+	@touch $@

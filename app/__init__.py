@@ -1,0 +1,1 @@
+"""The journal: entries acknowledged after fdatasync, replicated exactly once into PostgreSQL."""

@@ -1,0 +1,1 @@
+"""HTTP: the only place that knows of requests, statuses and content types."""

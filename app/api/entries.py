@@ -1,0 +1,180 @@
+"""`POST /entries` as a bare ASGI endpoint: the hot path goes around framework and middleware.
+
+The FastAPI application hands these requests over before its own stack, and documents them (`app.api.schema`).
+"""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from time import perf_counter
+from typing import Any, Final
+
+from app.api.formats import answers_msgpack, body_is_json, encode
+from app.api.problems import TRANSLATED, HttpProblem, problem_of
+from app.model.codec import RequestCodec
+from app.service.journal import Journal
+from app.wal.writer import Appended
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Observe = Callable[[Scope, int, float], None]
+
+_log = logging.getLogger(__name__)
+
+PATH: Final = "/entries"
+_BODY_TIMEOUT_S: Final = 30.0
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+
+
+class ClientGone(Exception):
+    """The client went away before its body was complete."""
+
+
+class EntriesEndpoint:
+    """Reads, decodes and checks a body, journals it, and answers once it is durable."""
+
+    def __init__(self, journal: Journal, observe: Observe) -> None:
+        settings = journal.settings
+        self._journal = journal
+        self._observe = observe
+        self._max_body_bytes = settings.max_body_bytes
+        self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
+        self._rejected = journal.metrics.rejected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = perf_counter()
+        headers = _Headers(scope["headers"])
+        msgpack = answers_msgpack(headers.accept) if headers.accept else False
+        more: dict[str, str] = {}
+        try:
+            answer: Any = await self._append(headers, receive)
+            status, problem = 200, False
+        except ClientGone:
+            return
+        except TRANSLATED as error:
+            found = problem_of(error)
+            status, problem, answer, more = found.status, True, found.document, found.headers
+            self._rejected.labels(found.reason).inc()
+        except Exception as error:
+            _log.exception("POST /entries failed")
+            found = problem_of(error)
+            status, problem, answer, more = found.status, True, found.document, found.headers
+            self._rejected.labels(found.reason).inc()
+        body, content_type = encode(answer, msgpack=msgpack, problem=problem)
+        await _send(send, status, body, content_type, more)
+        self._observe(scope, status, perf_counter() - started)
+
+    async def _append(self, headers: "_Headers", receive: Receive) -> dict[str, Any]:
+        json = body_is_json(headers.content_type)
+        gzip = _is_gzip(headers.content_encoding)
+        if headers.content_length > self._max_body_bytes:
+            raise self._too_large()
+        body = await self._read(receive)
+        if gzip:
+            body = self._inflate(body)
+        request = self._codec.prepare(body, json=json)
+        return _answer(await self._journal.append(request))
+
+    async def _read(self, receive: Receive) -> bytes | bytearray:
+        """The body; its size is bounded while it arrives, whatever was announced."""
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message["body"]
+            if len(body) > self._max_body_bytes:
+                raise self._too_large()
+            return body
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                while True:
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    parts += message["body"]
+                    if len(parts) > self._max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return parts
+                    message = await receive()
+        except TimeoutError:
+            detail = f"the body was not complete after {_BODY_TIMEOUT_S:.0f} s"
+            raise HttpProblem(408, "body_timeout", detail) from None
+
+    def _inflate(self, body: bytes | bytearray) -> bytes:
+        """Decompress, never to more than a body may have."""
+        inflater = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            plain = inflater.decompress(body, self._max_body_bytes + 1)
+        except zlib.error as error:
+            raise HttpProblem(400, "undecodable_body", f"the body is not valid gzip: {error}") from None
+        if len(plain) > self._max_body_bytes:
+            raise self._too_large()
+        if not inflater.eof or inflater.unused_data:
+            raise HttpProblem(400, "undecodable_body", "the body is not one complete gzip stream")
+        return plain
+
+    def _too_large(self) -> HttpProblem:
+        detail = f"the body is larger than {self._max_body_bytes} bytes"
+        return HttpProblem(413, "body_too_large", detail)
+
+
+class _Headers:
+    """The few headers that matter here, read in one pass."""
+
+    __slots__ = ("accept", "content_encoding", "content_length", "content_type")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.accept = self.content_type = self.content_encoding = ""
+        self.content_length = 0
+        for name, value in headers:
+            if name == b"content-type":
+                self.content_type = value.decode("latin-1")
+            elif name == b"accept":
+                text = value.decode("latin-1")
+                self.accept = f"{self.accept},{text}" if self.accept else text
+            elif name == b"content-length":
+                self.content_length = int(value) if value.isdigit() else 0
+            elif name == b"content-encoding":
+                self.content_encoding = value.decode("latin-1")
+
+
+def _is_gzip(content_encoding: str) -> bool:
+    name = content_encoding.strip().lower()
+    if name in ("", "identity"):
+        return False
+    if name == "gzip":
+        return True
+    raise HttpProblem(
+        415,
+        "unsupported_encoding",
+        f"content encoding {content_encoding[:100]!r}; gzip and identity are supported",
+    )
+
+
+def _answer(appended: Appended) -> dict[str, Any]:
+    return {
+        "count": appended.count,
+        "first_command_id": appended.first_command_id,
+        "last_command_id": appended.last_command_id,
+        "wal_offset": appended.wal_offset,
+        "block_height": None,
+        "duplicates": [
+            {"request_uuid": str(duplicate.request_uuid), "command_id": duplicate.command_id}
+            for duplicate in appended.duplicates
+        ],
+    }
+
+
+async def _send(
+    send: Send, status: int, body: bytes, content_type: str, more: dict[str, str]
+) -> None:
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in more.items()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,60 @@
+"""Content types: which format a body has, which one an answer should have, and the encoding of answers."""
+
+from typing import Any, Final
+
+
+import msgspec
+
+from app.api.problems import PROBLEM_JSON, HttpProblem
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+MSGPACK_TYPES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
+JSON_TYPES: Final = frozenset({JSON})
+
+_json: Final = msgspec.json.Encoder()
+_msgpack: Final = msgspec.msgpack.Encoder()
+
+
+def body_is_json(content_type: str) -> bool:
+    """Whether a request body is JSON (else MessagePack). Raises a 415 for any other type."""
+    name, _, parameters = content_type.partition(";")
+    name = name.strip().lower()
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    if name in MSGPACK_TYPES:
+        return False
+    if name in JSON_TYPES and charset in ("", "utf-8", "utf8"):
+        return True
+    raise HttpProblem(
+        415,
+        "unsupported_media_type",
+        f"content type {content_type[:100]!r}; {JSON} and {MSGPACK} are supported",
+    )
+
+
+def answers_msgpack(accept: str) -> bool:
+    """Whether the answer should be MessagePack: when the client ranks it above JSON."""
+    best: tuple[float, bool] = (0.0, False)
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        if name in MSGPACK_TYPES and quality > best[0]:
+            best = (quality, True)
+        elif name in {JSON, PROBLEM_JSON, "application/*", "*/*"} and quality > best[0]:
+            best = (quality, False)
+    return best[1]
+
+
+def encode(answer: Any, *, msgpack: bool, problem: bool = False) -> tuple[bytes, str]:
+    """Encode an answer; returns it with its content type."""
+    if msgpack:
+        return _msgpack.encode(answer), MSGPACK
+    return _json.encode(answer), PROBLEM_JSON if problem else JSON
+
+

@@ -1,0 +1,136 @@
+"""What a block hashes, and its header (chain page, "Which entries …" to "Batch root and header").
+
+`Header` and `Roots` are the structs that a WAL record and the commitment store hold. Their field
+names are those of the page; hashes are 32 bytes, addresses 20, times in milliseconds.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from app.chain.hashing import HASH_BYTES, ZERO32, hash_in_domain, u64
+from app.model.entry import ADDRESS_BYTES, Count, Entry, Event
+
+SIGNATURE_BYTES: Final = 65
+NO_SIGNER: Final = bytes(ADDRESS_BYTES)
+
+_IDENTITY: Final = b"hypercall:rsm:command-identity:v1"
+_COMMANDS: Final = b"hypercall:rsm:commands:v1"
+_EVENT: Final = b"hypercall:rsm:event-payload:v1"
+_BATCH_ROOT: Final = b"hypercall:rsm:batch-root:v1"
+_HEADER: Final = b"hypercall:rsm:block-header:v1"
+GLOBAL_LEAF_KEY: Final = hash_in_domain(b"hypercall:rsm:leaf:global:v1", b"")
+# next_order_id and next_trade_id stay 0 until their materializers exist.
+_NEXT_IDS: Final = u64(0) + u64(0)
+
+Bytes32 = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+Bytes20 = Annotated[bytes, Meta(min_length=ADDRESS_BYTES, max_length=ADDRESS_BYTES)]
+SignatureBytes = Annotated[bytes, Meta(max_length=SIGNATURE_BYTES)]
+
+
+class Roots(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """The roots of the two state trees and the three logs after a block."""
+
+    state_root: Bytes32
+    risk_root: Bytes32
+    command_root: Bytes32
+    obligation_root: Bytes32
+    intent_root: Bytes32
+
+
+class Header(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """A block header. An unsigned one has a zero `signer` and an empty `signature`."""
+
+    batch_seq: Count
+    prev_block_hash: Bytes32
+    commands_hash: Bytes32
+    batch_root: Bytes32
+    command_count: Count
+    first_seq: Count
+    timestamp: Count
+    signer: Bytes20 = NO_SIGNER
+    signature: SignatureBytes = b""
+
+
+class _EventMap(Struct, gc=False):
+    """The original engine's encoding of an event: these keys, in this order."""
+
+    event_topic: str
+    event_key: str | None
+    event_data: list[int]
+    l2_sequence: int | None
+    event_type_enum: str
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def event_bytes(event: Event) -> bytes:
+    """Encode an event as the original engine does: `event_data` is an array of integers."""
+    return _encode(
+        _EventMap(
+            event.event_topic,
+            event.event_key,
+            list(event.event_data),
+            event.l2_sequence,
+            event.event_type,
+        )
+    )
+
+
+def event_hash(event: Event) -> bytes:
+    """Hash one event: what the obligation log holds."""
+    return hash_in_domain(_EVENT, event_bytes(event))
+
+
+def derived_identity(request_uuid: bytes, command_data: bytes) -> bytes:
+    """Return the identity hash the service sets where the engine sent none."""
+    return hash_in_domain(_IDENTITY, request_uuid + command_data)
+
+
+def command_identity(entry: Entry) -> bytes:
+    """Return an entry's identity hash: the engine's, or the derived one when absent or all zero."""
+    sent = entry.command_identity_hash
+    if sent is None or sent == ZERO32:
+        return derived_identity(entry.request_uuid.bytes, entry.command_data)
+    return bytes(sent)
+
+
+def commands_hash(identities: Sequence[bytes]) -> bytes:
+    """Hash the identity hashes of a batch, in batch order."""
+    return hash_in_domain(_COMMANDS, b"".join(identities))
+
+
+def global_leaf_value(batch_commands_hash: bytes, command_chain_seq: int) -> bytes:
+    """Return the value of the state tree's global leaf, with the number of commands so far."""
+    return _NEXT_IDS + batch_commands_hash + u64(command_chain_seq)
+
+
+def batch_root(version: int, roots: Roots) -> bytes:
+    """Bind the roots after a batch to its height."""
+    payload = (
+        u64(version)
+        + roots.state_root
+        + roots.risk_root
+        + roots.command_root
+        + roots.obligation_root
+        + roots.intent_root
+    )
+    return hash_in_domain(_BATCH_ROOT, payload)
+
+
+def block_hash(header: Header) -> bytes:
+    """Hash a header; its signature is over this hash and so not part of it."""
+    payload = (
+        u64(header.batch_seq)
+        + header.prev_block_hash
+        + header.commands_hash
+        + header.batch_root
+        + u64(header.command_count)
+        + u64(header.first_seq)
+        + u64(header.timestamp)
+        + header.signer
+    )
+    return hash_in_domain(_HEADER, payload)

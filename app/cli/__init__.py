@@ -1,0 +1,76 @@
+"""The command line, `journal`. Errors become one line on standard error and an exit code here.
+
+0: done. 1: refused, failed or given up. 2: a setting or an argument is not allowed. 130: interrupted.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from app.cli.operator import adopt, migrate, serve
+from app.cli.replaying import replay
+from app.cli.requests import checkpoint, flush, post
+from app.cli.wal import wal
+from app.errors import JournalError, SettingsError
+
+
+class _Journal(click.Group):
+    """The group that turns the project's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JournalError as error:
+            click.echo(f"journal: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        click.echo(f"journal {version('journal')}")
+    except PackageNotFoundError:
+        click.echo("journal (from a source tree)")
+    ctx.exit()
+
+
+@click.group(
+    cls=_Journal, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+def main() -> None:
+    """A write-ahead journal for engine commands.
+
+    An entry that the service has acknowledged is on disk: in the write-ahead log, behind an
+    fdatasync. From there it is replicated into PostgreSQL exactly once, whatever crashes. Sending an
+    entry again under the same request_uuid journals nothing twice.
+
+    \b
+    Run the service, on a PostgreSQL of its own, under ./data:
+      journal serve
+    Use another database, migrated first:
+      journal migrate --database-url postgresql://journal@db/journal
+      journal serve   --database-url postgresql://journal@db/journal
+    Journal a market-by-order feed, and an entry by hand:
+      journal replay feed.csv.gz
+      journal post entries.json
+    See how far it is, and what is on disk:
+      journal checkpoint
+      journal wal inspect
+
+    Settings are environment variables with the prefix JOURNAL_, or options of the same names:
+    `journal serve --help` lists them all.
+    """
+
+
+for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, wal):
+    main.add_command(_command)

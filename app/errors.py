@@ -1,0 +1,123 @@
+"""The exception tree. Every error the project raises on purpose is below `JournalError`.
+
+    JournalError
+    ├── OperatingError             the surroundings are in the way: an operator, or time, can mend it
+    │   ├── SettingsError          a setting has a value that is not allowed
+    │   ├── StartRefused           starting now could lose or fork the journal
+    │   ├── WalLocked              another process owns this WAL directory
+    │   ├── DiskFull               no room for the record; it was cut off again
+    │   ├── WalFailed              a write or sync failed: nothing further may be acknowledged
+    │   ├── DatabaseUnavailable    Postgres can't be reached, or not used, right now
+    │   └── ReplicationRefused     Postgres and the WAL contradict each other
+    ├── CorruptionError            what is on disk is not what was written
+    ├── InvariantError             the code contradicts itself: a defect
+    └── RequestError               a client's request can't be honoured
+        ├── InvalidBody            not decodable in its content type
+        ├── InvalidEntries         decodable, but breaks a rule of an entry
+        ├── TooManyEntries         more entries than MAX_ENTRIES
+        ├── RequestConflict        a request_uuid was used before with other content
+        └── Unavailable            not now: the queue is full, starting, or shutting down
+
+They are translated to HTTP by `app.api.problems` and to exit codes by `app.cli`, nowhere else.
+"""
+
+from dataclasses import dataclass
+
+
+class JournalError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class OperatingError(JournalError):
+    """The surroundings are in the way; nothing is wrong with the data or the code."""
+
+
+class SettingsError(OperatingError):
+    """A setting has a value that is not allowed. The message is one line that names all three."""
+
+
+class StartRefused(OperatingError):
+    """Starting now could lose acknowledged entries or fork the journal."""
+
+
+class WalLocked(OperatingError):
+    """Another process holds the lock of a WAL directory."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} is in use by another process: one service owns a data directory")
+        self.path = path
+
+
+class DiskFull(OperatingError):
+    """There was no room for the record. What was written of it has been cut off again."""
+
+
+class WalFailed(OperatingError):
+    """A write or a sync of the WAL failed. The process must stop without acknowledging."""
+
+
+class DatabaseUnavailable(OperatingError):
+    """Postgres can't be reached, or can't be used, right now."""
+
+
+class ReplicationRefused(OperatingError):
+    """Postgres and the WAL contradict each other: replication stops and inserts nothing."""
+
+
+class CorruptionError(JournalError):
+    """What is on disk is not what was written. Nothing has been changed."""
+
+    def __init__(self, segment: str, offset: int, reason: str) -> None:
+        super().__init__(f"{segment}: offset {offset}: {reason}")
+        self.segment = segment
+        self.offset = offset
+        self.reason = reason
+
+
+class InvariantError(JournalError):
+    """The code contradicts itself."""
+
+
+class RequestError(JournalError):
+    """A client's request can't be honoured; nothing was written."""
+
+
+class InvalidBody(RequestError):
+    """The body is not decodable in its content type, or is nested too deeply."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFault:
+    """One rule that one entry breaks: `entry` is its index, `path` the field within it."""
+
+    entry: int
+    path: str
+    message: str
+
+
+class InvalidEntries(RequestError):
+    """At least one entry breaks a rule of the protocol's section 3."""
+
+    def __init__(self, message: str, faults: tuple[EntryFault, ...] = ()) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
+class TooManyEntries(RequestError):
+    """The request carries more entries than `MAX_ENTRIES`."""
+
+
+class RequestConflict(RequestError):
+    """A `request_uuid` was used before, or twice in this request, with other content."""
+
+    def __init__(self, message: str, faults: tuple[EntryFault, ...]) -> None:
+        super().__init__(message)
+        self.faults = faults
+
+
+class Unavailable(RequestError):
+    """Not now: the queue is full, or the service is starting or shutting down."""
+
+    def __init__(self, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s

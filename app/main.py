@@ -1,0 +1,163 @@
+"""The application: `create_app(settings)`, and `app.main:app` for any ASGI server.
+
+Starting happens in the background, so that `/healthz` and a clear 503 are there from the first moment.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from prometheus_fastapi_instrumentator import Instrumentator, metrics
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from app.api.answers import on_error, on_http_exception, on_invalid_parameter
+from app.api.entries import PATH as ENTRIES_PATH
+from app.api.entries import EntriesEndpoint
+from app.api.problems import TRANSLATED
+from app.api.routes import router
+from app.api.schema import add_append
+from app.errors import JournalError, SettingsError
+from app.logs import configure_logging
+from app.service.journal import EXIT_REFUSED, Journal
+from app.settings import Settings, load_settings
+
+_log = logging.getLogger(__name__)
+
+# The server's supervisor asks the worker to drain with the first, and is told that it may stop with the second.
+DRAIN_SIGNAL: Final = signal.SIGUSR1
+DRAINED_SIGNAL: Final = signal.SIGUSR2
+SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
+
+
+class JournalApp(FastAPI):
+    """FastAPI, but for `POST /entries`, which goes straight to its endpoint."""
+
+    entries: EntriesEndpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Dispatch a request."""
+        if (
+            scope["type"] == "http"
+            and scope["path"] == ENTRIES_PATH
+            and scope["method"] == "POST"
+        ):
+            await self.entries(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The whole API, `POST /entries` included."""
+        if self.openapi_schema is None:
+            journal: Journal = self.state.journal
+            self.openapi_schema = add_append(super().openapi(), journal.settings.max_entries)
+        return self.openapi_schema
+
+
+def create_app(settings: Settings | None = None) -> JournalApp:
+    """Build the application. Settings come from the environment unless given. Raises `SettingsError`."""
+    settings = settings or load_settings()
+    journal = Journal(settings)
+    app = JournalApp(
+        title="journal",
+        summary="A durable write-ahead journal, replicated exactly once into PostgreSQL",
+        version="0.1.0",
+        lifespan=_lifespan,
+        exception_handlers={
+            HTTPException: on_http_exception,
+            RequestValidationError: on_invalid_parameter,
+            **dict.fromkeys(TRANSLATED, on_error),
+        },
+    )
+    app.state.journal = journal
+    app.include_router(router)
+    observe = metrics.default(registry=journal.metrics.registry)
+    instrumentator = Instrumentator(
+        excluded_handlers=["/metrics"], registry=journal.metrics.registry
+    )
+    if observe is not None:
+        instrumentator.add(observe)
+    instrumentator.instrument(app)
+
+    def observe_entries(scope: Scope, status: int, duration_s: float) -> None:
+        if observe is not None:
+            observe(
+                metrics.Info(
+                    request=Request(scope),
+                    response=None,
+                    method="POST",
+                    modified_handler=ENTRIES_PATH,
+                    modified_status=f"{status // 100}xx",
+                    modified_duration=duration_s,
+                )
+            )
+
+    app.entries = EntriesEndpoint(journal, observe_entries)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    journal: Journal = app.state.journal
+    configure_logging(journal.settings.log_format, journal.settings.log_level)
+    opening = asyncio.create_task(_open(journal), name="opening")
+    _listen_for_drain(journal, opening)
+    yield
+    await opening
+    await journal.close()
+
+
+async def _open(journal: Journal) -> None:
+    try:
+        await journal.open()
+    except JournalError as error:
+        _log.critical("%s", error)
+        _stop()
+    except Exception:
+        _log.critical("the start failed", exc_info=True)
+        _stop()
+
+
+def _stop() -> None:
+    logging.shutdown()
+    os._exit(EXIT_REFUSED)
+
+
+def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
+    """Under the service's own supervisor: drain while still listening, then let it stop the server."""
+    supervisor = os.environ.get(SUPERVISED_ENV)
+    if supervisor is None:
+        return
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def drain() -> None:
+        await opening
+        await journal.settle()
+        os.kill(int(supervisor), DRAINED_SIGNAL)
+
+    def begin() -> None:
+        if not tasks:
+            _log.info("draining: new entries are refused, what is queued becomes durable")
+            journal.drain()
+            tasks.add(asyncio.create_task(drain(), name="drain"))
+
+    asyncio.get_running_loop().add_signal_handler(DRAIN_SIGNAL, begin)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL})
+
+
+def __getattr__(name: str) -> Any:
+    """Build `app` when a server asks for it, not when something else of this module is imported."""
+    if name != "app":
+        raise AttributeError(name)
+    try:
+        return create_app()
+    except SettingsError as error:
+        sys.exit(f"journal: {error}")

@@ -1,0 +1,1 @@
+"""What an entry is: pure types, codecs and rules. Nothing here does I/O."""

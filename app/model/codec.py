@@ -1,0 +1,181 @@
+"""Bytes to entries and back: request bodies in MessagePack and JSON, and the one canonical encoding.
+
+The canonical encoding of an entry is its MessagePack map with defaults left out. It is what a WAL record
+holds and what the content fingerprint covers, so equal content means equal bytes, whatever it came in.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from re import compile as compile_pattern
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from app.errors import EntryFault, InvalidBody, InvalidEntries, TooManyEntries
+from app.model.entry import ADDRESS_BYTES, HASH_BYTES, Address, Entry, Hash32
+from app.model.rules import RuleBroken, check_entry
+
+MAX_FAULTS: Final = 100
+FINGERPRINT_BYTES: Final = 16
+_LENGTHS: Final[dict[type, int]] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
+_ENTRY_PATH: Final = compile_pattern(r"^(?P<message>.*?)(?: - at `\$(?P<path>.*)`)?$")
+
+
+class PreparedRequest(NamedTuple):
+    """A valid request as the writer wants it: parallel lists, one item an entry.
+
+    `keys` are the request UUIDs as integers, `bodies` the canonical encodings, `fingerprints` their
+    `FINGERPRINT_BYTES`-byte hashes, `size_bytes` the sum over `bodies`.
+    """
+
+    entries: list[Entry]
+    keys: list[int]
+    bodies: list[bytes]
+    fingerprints: list[bytes]
+    size_bytes: int
+
+
+class _Request(Struct, forbid_unknown_fields=True):
+    entries: Annotated[list[Entry], Meta(min_length=1)]
+
+
+class _LooseRequest(Struct, forbid_unknown_fields=True):
+    """The same body with its entries left undecoded, to count them and to name each one's fault."""
+
+    entries: Annotated[list[Raw], Meta(min_length=1)]
+
+
+def decode_hook(kind: type, value: Any) -> Any:
+    """Decode the types msgspec does not know: addresses and hashes, from `0x` hex text or bytes."""
+    length = _LENGTHS[kind]
+    if isinstance(value, bytes):
+        raw = value
+    elif isinstance(value, str) and value.startswith("0x"):
+        try:
+            raw = bytes.fromhex(value[2:])
+        except ValueError:
+            raise ValueError(f"{value[:80]!r} is not hex text") from None
+    else:
+        raise ValueError(f"Expected `0x` hex text of {length} bytes, got {value!r:.80}")
+    if len(raw) != length:
+        raise ValueError(f"Expected {length} bytes, got {len(raw)}")
+    return kind(raw)
+
+
+def _encode_hook(value: Any) -> Any:
+    if isinstance(value, Address | Hash32):
+        return bytes(value)
+    raise TypeError(f"{type(value).__name__} has no encoding")
+
+
+_canonical = msgspec.msgpack.Encoder(enc_hook=_encode_hook, uuid_format="bytes")
+canonical_bytes: Callable[[Entry], bytes] = _canonical.encode
+
+
+def fingerprint(body: bytes) -> bytes:
+    """The content hash by which a repeated `request_uuid` is told apart: over canonical bytes."""
+    return blake2b(body, digest_size=FINGERPRINT_BYTES).digest()
+
+
+class RequestCodec:
+    """Decodes and checks `POST /entries` bodies under the configured limits."""
+
+    def __init__(self, max_entries: int, max_field_bytes: int) -> None:
+        self._max_entries = max_entries
+        self._max_field_bytes = max_field_bytes
+        self._msgpack = msgspec.msgpack.Decoder(_Request, dec_hook=decode_hook)
+        self._json = msgspec.json.Decoder(_Request, dec_hook=decode_hook)
+
+    def prepare(self, body: bytes | bytearray, *, json: bool) -> PreparedRequest:
+        """Decode, check and encode a request body.
+
+        Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every entry's
+        first fault, at most `MAX_FAULTS` of them.
+        """
+        try:
+            entries = (self._json if json else self._msgpack).decode(body).entries
+        except msgspec.ValidationError as error:
+            raise self._explain(body, json, error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _undecodable(error, json) from None
+        if len(entries) > self._max_entries:
+            raise self._too_many(len(entries))
+        return self._prepare(entries)
+
+    def _prepare(self, entries: list[Entry]) -> PreparedRequest:
+        keys, bodies, fingerprints = [], [], []
+        size_bytes = 0
+        for index, entry in enumerate(entries):
+            try:
+                check_entry(entry, self._max_field_bytes)
+                body = canonical_bytes(entry)
+            except RuleBroken:
+                raise self._rule_faults(entries, index) from None
+            except UnicodeEncodeError:
+                fault = EntryFault(index, "", "text is not valid UTF-8 (it holds a lone surrogate)")
+                raise InvalidEntries(f"entry {index}: {fault.message}", (fault,)) from None
+            keys.append(entry.request_uuid.int)
+            bodies.append(body)
+            fingerprints.append(fingerprint(body))
+            size_bytes += len(body)
+        return PreparedRequest(entries, keys, bodies, fingerprints, size_bytes)
+
+    def _rule_faults(self, entries: list[Entry], start: int) -> InvalidEntries:
+        faults = []
+        for index in range(start, len(entries)):
+            try:
+                check_entry(entries[index], self._max_field_bytes)
+            except RuleBroken as broken:
+                faults.append(EntryFault(index, broken.path, broken.message))
+                if len(faults) == MAX_FAULTS:
+                    break
+        return _invalid(faults)
+
+    def _too_many(self, count: int) -> TooManyEntries:
+        return TooManyEntries(f"{count} entries; at most {self._max_entries} are allowed")
+
+    def _explain(self, body: bytes | bytearray, json: bool, error: msgspec.ValidationError) -> Exception:
+        """Turn a typed decoding error into one fault an entry, by decoding each entry on its own."""
+        library = msgspec.json if json else msgspec.msgpack
+        try:
+            raws = library.decode(body, type=_LooseRequest).entries
+        except msgspec.ValidationError as fault:
+            return InvalidEntries(str(fault))
+        except (msgspec.DecodeError, RecursionError) as fault:
+            return _undecodable(fault, json)
+        if len(raws) > self._max_entries:
+            return self._too_many(len(raws))
+        faults = []
+        for index, raw in enumerate(raws):
+            try:
+                entry = library.decode(raw, type=Entry, dec_hook=decode_hook)
+                check_entry(entry, self._max_field_bytes)
+            except msgspec.ValidationError as fault:
+                faults.append(EntryFault(index, *_split(fault)))
+            except RuleBroken as broken:
+                faults.append(EntryFault(index, broken.path, broken.message))
+            if len(faults) == MAX_FAULTS:
+                break
+        return _invalid(faults) if faults else InvalidEntries(str(error))
+
+
+def _invalid(faults: list[EntryFault]) -> InvalidEntries:
+    first = faults[0]
+    where = f"entry {first.entry}, {first.path}" if first.path else f"entry {first.entry}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return InvalidEntries(f"{where}: {first.message}{more}", tuple(faults))
+
+
+def _undecodable(error: Exception, json: bool) -> InvalidBody:
+    if isinstance(error, RecursionError):
+        return InvalidBody("the body is nested too deeply")
+    return InvalidBody(f"the body is not valid {'JSON' if json else 'MessagePack'}: {error}")
+
+
+def _split(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Take msgspec's message apart: the path within the entry, and what is wrong there."""
+    match = _ENTRY_PATH.match(str(error))
+    if match is None:
+        return "", str(error)
+    return (match["path"] or "").removeprefix("."), match["message"]

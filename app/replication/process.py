@@ -1,0 +1,207 @@
+"""The replication process: follows the log up to the durable offset it is told, and fills Postgres.
+
+It only reads the WAL, owns the one writing connection to Postgres, and ends at once when the worker does.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from time import perf_counter
+from typing import Final
+
+from app.errors import CorruptionError, DatabaseUnavailable, JournalError, ReplicationRefused
+from app.logs import configure_logging
+from app.replication import migrations
+from app.replication.link import Drain, Durable, Progressed, ReplicationEnd, Status
+from app.replication.postgres import Sink
+from app.replication.rows import Progress
+from app.replication.tail import Chunk, Tail, missing
+from app.settings import Settings, load_settings
+from app.wal.checkpoint import read_checkpoint
+from app.wal.files import FileSystem
+
+_log = logging.getLogger(__name__)
+
+STREAMING: Final = "streaming"
+CATCHING_UP: Final = "catching_up"
+DOWN: Final = "down"
+STOPPED: Final = "stopped"
+
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 5.0
+_CATCHING_UP_BYTES: Final = 8 << 20
+
+
+class Replicator:
+    """One environment's log into one database, for as long as the worker lives."""
+
+    def __init__(self, settings: Settings, wal_id: str, link: ReplicationEnd) -> None:
+        self._settings = settings
+        self._wal_id = wal_id
+        self._link = link
+        self._files = FileSystem()
+        self._durable = 0
+        self._news = asyncio.Event()
+        self._draining = False
+        self._status: Status | None = None
+
+    async def run(self) -> None:
+        """Replicate until drained; connection losses are retried, contradictions stop it for good."""
+        listener = asyncio.create_task(self._listen(), name="replication-link")
+        await self._next_news()
+        delay_s = _FIRST_DELAY_S
+        while True:
+            started = perf_counter()
+            try:
+                await self._stream()
+                break
+            except DatabaseUnavailable as error:
+                await self._report(DOWN, str(error))
+            except (ReplicationRefused, CorruptionError) as error:
+                await self._report(STOPPED, str(error))
+                await self._until_draining()
+                break
+            if perf_counter() - started > _LONGEST_DELAY_S:
+                delay_s = _FIRST_DELAY_S
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+        listener.cancel()
+
+    async def _stream(self) -> None:
+        settings = self._settings
+        if settings.migrates_at_start:
+            await asyncio.to_thread(migrations.upgrade, settings.database_url)
+        sink = await Sink.connect(
+            settings.database_url, settings.environment, persist_digests=settings.persist_digests
+        )
+        tail: Tail | None = None
+        try:
+            progress = await self._agree(await sink.read_progress())
+            tail = Tail(self._files, settings.wal_dir, progress.wal_offset)
+            while True:
+                behind = self._durable - tail.offset
+                await self._report(CATCHING_UP if behind > _CATCHING_UP_BYTES else STREAMING)
+                if not await self._wait_for(tail.offset):
+                    return
+                chunk = await self._fill(tail)
+                progress = await self._apply(sink, chunk, progress)
+        finally:
+            if tail is not None:
+                tail.close()
+            await sink.close()
+
+    async def _apply(self, sink: Sink, chunk: Chunk, progress: Progress) -> Progress:
+        started = perf_counter()
+        after = await sink.apply(chunk.batches, chunk.end, progress)
+        await self._send_progress(after, chunk.entries, perf_counter() - started)
+        return after
+
+    async def _agree(self, progress: Progress | None) -> Progress:
+        """Check the progress row against the log. Raises `ReplicationRefused` where they contradict."""
+        checkpoint = read_checkpoint(self._files, self._settings.checkpoint_path)
+        kept_from = checkpoint.retained_offset if checkpoint else 0
+        known = Progress(wal_id=self._wal_id) if progress is None else progress
+        if known.wal_id != self._wal_id:
+            raise ReplicationRefused(
+                f"Postgres holds environment {self._settings.environment!r} as of the log {known.wal_id}; "
+                f"this is the log {self._wal_id}. Nothing is inserted; see `journal adopt`"
+            )
+        if known.wal_offset > self._durable:
+            raise ReplicationRefused(
+                f"Postgres says that the log was replicated up to {known.wal_offset}, but it ends at "
+                f"{self._durable}: this is an older copy of it. Nothing is inserted"
+            )
+        if known.wal_offset < kept_from:
+            raise ReplicationRefused(missing(known.wal_offset, kept_from))
+        await self._send_progress(known, 0, 0.0)
+        return known
+
+    async def _wait_for(self, offset: int) -> bool:
+        """Wait until the log goes on behind `offset`; False when drained instead."""
+        while self._durable <= offset:
+            if self._draining:
+                return False
+            await self._next_news()
+        return True
+
+    async def _fill(self, tail: Tail) -> Chunk:
+        """Read a chunk; wait up to the flush interval for a fuller one."""
+        wanted = self._settings.replication_batch_size
+        chunk = tail.read(self._durable, wanted)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.flush_interval_ms / 1000
+        while chunk.entries < wanted and self._durable == tail.offset and not self._draining:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._next_news()
+            except TimeoutError:
+                break
+            more = tail.read(self._durable, wanted - chunk.entries)
+            chunk = Chunk(chunk.batches + more.batches, chunk.entries + more.entries, more.end)
+        return chunk
+
+    async def _listen(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            if isinstance(message, Durable):
+                self._durable = max(self._durable, message.offset)
+            elif isinstance(message, Drain):
+                self._draining = True
+            self._news.set()
+        _log.info("the worker is gone, replication ends")
+        os._exit(0)
+
+    async def _next_news(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def _until_draining(self) -> None:
+        while not self._draining:
+            await self._next_news()
+
+    async def _report(self, state: str, detail: str = "") -> None:
+        status = Status(state, detail)
+        if status == self._status:
+            return
+        if state == STOPPED:
+            _log.error("replication stopped: %s", detail)
+        elif state == DOWN:
+            _log.warning("replication is down, retrying: %s", detail)
+        elif self._status is None or self._status.state in (DOWN, STOPPED):
+            _log.info("replication is %s", state)
+        self._status = status
+        await self._link.send(status)
+
+    async def _send_progress(self, progress: Progress, entries: int, insert_s: float) -> None:
+        message = Progressed(
+            wal_offset=progress.wal_offset,
+            last_command_id=progress.last_command_id,
+            last_l2_seq=progress.last_l2_seq,
+            dead_letters=progress.dead_letters,
+            entries=entries,
+            insert_s=insert_s,
+        )
+        await self._link.send(message)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of the process: the descriptor of its end of the link, and the id of the log."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the worker says when to end
+    descriptor, wal_id = int(arguments[0]), arguments[1]
+    settings = load_settings()
+    configure_logging(settings.log_format, settings.log_level)
+    link = ReplicationEnd(socket.socket(fileno=descriptor))
+    try:
+        asyncio.run(Replicator(settings, wal_id, link).run())
+    except JournalError as error:
+        _log.critical("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

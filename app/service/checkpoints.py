@@ -1,0 +1,151 @@
+"""Keeping the checkpoint: it follows the progress of replication, and the log is given back behind it.
+
+Order (protocol, section 5): Postgres has committed; the checkpoint is replaced and synced; then segments are
+unlinked and punched, up to a limit that the checkpoint on disk already names.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from app.replication.link import Progressed
+from app.wal.checkpoint import Checkpoint, write_checkpoint
+from app.wal.files import FileSystem
+from app.wal.retention import give_back
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S: Final = 0.1
+_RETRY_S: Final = 1.0
+# Giving back less than this at a time costs more than it brings.
+_STEP_BYTES: Final = 1 << 20
+
+
+class CheckpointKeeper:
+    """Owns `checkpoint.json`. `current` is what is on disk, or where recovery found things at start.
+
+    `keep_from` gives the lowest offset that is needed for other reasons than replication.
+    """
+
+    def __init__(
+        self,
+        files: FileSystem,
+        path: Path,
+        wal_dir: Path,
+        start: Checkpoint,
+        keep_from: Callable[[], int],
+        on_given_back: Callable[[int], None],
+    ) -> None:
+        self.current = start
+        self._files = files
+        self._path = path
+        self._wal_dir = wal_dir
+        self._keep_from = keep_from
+        self._on_given_back = on_given_back
+        self._wanted = start
+        self._given_back = start.retained_offset
+        # Ends of records behind which the log may be given back, some way apart from each other.
+        self._boundaries = deque([start.wal_offset])
+        self._moved = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._written = asyncio.Condition()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task that writes."""
+        self._task = asyncio.create_task(self._run(), name="checkpoint-keeper")
+
+    def progressed(self, progress: Progressed) -> None:
+        """Replication has come to another place; back to an earlier one, after a restored backup."""
+        if progress.wal_offset < self._wanted.wal_offset:
+            _log.warning(
+                "the checkpoint goes back from %d to %d, where Postgres is",
+                self._wanted.wal_offset,
+                progress.wal_offset,
+            )
+            self._boundaries.clear()
+        self._wanted = replace(
+            self._wanted,
+            wal_offset=progress.wal_offset,
+            last_command_id=progress.last_command_id,
+            last_l2_seq=progress.last_l2_seq,
+        )
+        if not self._boundaries or progress.wal_offset - self._boundaries[-1] >= _STEP_BYTES:
+            self._boundaries.append(progress.wal_offset)
+        self._moved.set()
+
+    async def wait_until(self, offset: int) -> Checkpoint:
+        """Wait until the checkpoint on disk has reached `offset`."""
+        async with self._written:
+            while self.current.wal_offset < offset:
+                self._urgent.set()
+                await self._written.wait()
+        return self.current
+
+    async def stop(self) -> None:
+        """Write what is still to be written, and end."""
+        if self._task is None:
+            return
+        self._stopping = True
+        self._moved.set()
+        self._urgent.set()
+        await self._task
+        await self._write()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            await self._moved.wait()
+            self._moved.clear()
+            if not await self._write():
+                self._moved.set()
+                await asyncio.sleep(_RETRY_S)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._urgent.wait()
+            self._urgent.clear()
+
+    async def _write(self) -> bool:
+        """Write the checkpoint if it has moved, and give back behind it. False when it could not be written."""
+        wanted = replace(self._wanted, retained_offset=self._retain(self._wanted))
+        if wanted != self.current or not self._files.exists(self._path):
+            try:
+                await asyncio.to_thread(write_checkpoint, self._files, self._path, wanted)
+            except OSError as error:
+                _log.error("can't write %s, trying again: %s", self._path, error)
+                return False
+            self.current = wanted
+            async with self._written:
+                self._written.notify_all()
+        if self._given_back < wanted.retained_offset:
+            await self._give_back(wanted.retained_offset)
+        return True
+
+    def _retain(self, wanted: Checkpoint) -> int:
+        """From where on the log is to be kept: never back, and only in steps worth their while."""
+        limit = min(wanted.wal_offset, self._keep_from())
+        kept = self.current.retained_offset
+        boundaries = self._boundaries
+        while len(boundaries) > 1 and boundaries[1] <= limit:
+            boundaries.popleft()
+        if boundaries and boundaries[0] <= limit and boundaries[0] - kept >= _STEP_BYTES:
+            return boundaries[0]
+        return kept
+
+    async def _give_back(self, limit: int) -> None:
+        try:
+            given_back = await asyncio.to_thread(
+                give_back, self._files, self._wal_dir, self._given_back, limit
+            )
+        except OSError as error:
+            _log.error("can't give the log back up to %d, trying again later: %s", limit, error)
+            return
+        self._given_back = limit
+        self._on_given_back(given_back)

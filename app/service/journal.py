@@ -1,0 +1,355 @@
+"""The running journal: what the API calls, and the order in which its parts start and stop."""
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from app.embedded import EmbeddedPostgres
+from app.errors import DatabaseUnavailable, DiskFull, InvariantError, JournalError, Unavailable
+from app.metrics import JournalMetrics
+from app.model.codec import PreparedRequest
+from app.replication.link import Progressed, Status
+from app.replication.reader import Reader
+from app.replication.supervisor import ReplicationSupervisor
+from app.service.checkpoints import CheckpointKeeper
+from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log
+from app.settings import Settings
+from app.wal.checkpoint import Checkpoint
+from app.wal.files import FileSystem
+from app.wal.sync import open_syncer
+from app.wal.writer import Appended, Committed, Outcome, Reached, WalWriter
+
+_log = logging.getLogger(__name__)
+
+EXIT_REFUSED: Final = 1
+EXIT_WAL_FAILED: Final = 70
+_LAG_SAMPLE_S: Final = 1.0
+
+
+class State(StrEnum):
+    """Where the service is in its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "shutting down"
+
+
+class EntryStatus(StrEnum):
+    """How far an entry has come."""
+
+    DURABLE = "durable"
+    REPLICATED = "replicated"
+    DEAD_LETTER = "dead_letter"
+
+
+class Journal:
+    """One data directory, served. Everything but the writer's own work runs on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = JournalMetrics()
+        self.state = State.STARTING
+        self.dead_letters = 0
+        self._files = FileSystem()
+        self._embedded: EmbeddedPostgres | None = None
+        self._reader: Reader | None = None
+        self._writer: WalWriter | None = None
+        self._keeper: CheckpointKeeper | None = None
+        self._replication: ReplicationSupervisor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock_fd: int | None = None
+        self._durable_offset = 0
+        self._durable_command_id = 0
+        # When the log was durable up to where: (offset, monotonic seconds), a sample now and then.
+        self._durable_times: deque[tuple[int, float]] = deque()
+        # Bytes that could not be written for want of room, until something can be written again.
+        self._starved_bytes = 0
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start everything, in the order of the promise. Raises `JournalError` when that must not be."""
+        self._loop = asyncio.get_running_loop()
+        settings = self.settings
+        self._lock_fd = await asyncio.to_thread(lock_wal, self._files, settings)
+        dsn = settings.database_url
+        if settings.embedded:
+            self._embedded = EmbeddedPostgres(settings.data_dir / "postgres")
+            dsn = await asyncio.to_thread(self._embedded.start)
+        self._reader = Reader(dsn, settings.environment)
+        held = await ask_postgres(self._reader)
+        syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
+        opened = await asyncio.to_thread(
+            open_log, self._files, settings, syncer, held, _now_ms
+        )
+        self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
+        if held and held.progress:
+            self.dead_letters = held.progress.dead_letters
+        self._start_parts(opened, dsn)
+        if self.state is State.STARTING:
+            self.state = State.SERVING
+        _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
+
+    def _start_parts(self, opened: OpenedLog, dsn: str) -> None:
+        settings = self.settings
+        self._durable_offset = opened.log.end
+        self._durable_command_id = opened.next_command_id - 1
+        self._durable_times.append((opened.log.end, time.monotonic()))
+        self._keeper = CheckpointKeeper(
+            self._files,
+            settings.checkpoint_path,
+            settings.wal_dir,
+            opened.checkpoint,
+            partial(self._keep_from, opened),
+            self.metrics.hole_punched.inc,
+        )
+        self._keeper.start()
+        self._writer = WalWriter(
+            opened.log,
+            opened.index,
+            next_command_id=opened.next_command_id,
+            max_batch_entries=settings.max_batch_size,
+            max_batch_bytes=settings.max_batch_bytes,
+            queue_entries=settings.channel_capacity,
+            queue_bytes=settings.max_queue_bytes,
+            deliver=self._deliver,
+            on_fatal=stop_at_once,
+        )
+        self._writer.start()
+        environ = {
+            "JOURNAL_DATABASE_URL": dsn,
+            "JOURNAL_DATA_DIR": str(settings.data_dir.resolve()),
+            "JOURNAL_AUTO_MIGRATE": str(settings.migrates_at_start).lower(),
+        }
+        self._replication = ReplicationSupervisor(
+            opened.log.wal_id, opened.log.end, environ, self._progressed, self._replication_error
+        )
+        self._replication.start()
+
+    def drain(self) -> None:
+        """Refuse new entries from now on; what is queued still becomes durable and is acknowledged."""
+        self.state = State.DRAINING
+        if self._writer is not None:
+            self._writer.refuse(State.DRAINING.value)
+
+    async def settle(self) -> None:
+        """Wait until everything that was accepted is durable and has been answered."""
+        if self._writer is not None:
+            await self._durable_end()
+
+    async def close(self) -> None:
+        """Make what is queued durable, replicate up to the limit, and stop everything."""
+        self.drain()
+        deadline = time.monotonic() + self.settings.shutdown_timeout_s
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close)
+            await asyncio.sleep(0)  # let the last deliveries through
+        if self._replication is not None:
+            self._replication.publish(self._durable_offset)
+            if not await self._replication.drain(max(0.0, deadline - time.monotonic())):
+                _log.warning("stopped with replication behind; it goes on at the next start")
+        if self._keeper is not None:
+            await self._keeper.stop()
+        if self._reader is not None:
+            await self._reader.close()
+        if self._embedded is not None:
+            await asyncio.to_thread(self._embedded.stop)
+        if self._lock_fd is not None:
+            self._files.close(self._lock_fd)
+
+    # -- what the API asks ----------------------------------------------------------------------
+
+    async def append(self, request: PreparedRequest) -> Appended:
+        """Journal a request; returns once it is durable.
+
+        Raises `Unavailable`, `RequestConflict` or `DiskFull`; nothing of it was written then.
+        """
+        if self._writer is None or self._loop is None:
+            raise Unavailable(self.state.value)
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._writer.submit(request, partial(_resolve, future))
+        outcome = await future
+        if isinstance(outcome, Appended):
+            return outcome
+        if isinstance(outcome, Reached):
+            raise InvariantError("a request was answered as a barrier")
+        raise outcome
+
+    async def flush(self) -> Checkpoint:
+        """Wait until all that was accepted before is durable, replicated and in the checkpoint."""
+        if self._keeper is None:
+            raise Unavailable(self.state.value)
+        return await self._keeper.wait_until(await self._durable_end())
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The answer to `GET /checkpoint`."""
+        if self._keeper is None or self._replication is None:
+            raise Unavailable(self.state.value)
+        current = self._keeper.current
+        return {
+            "environment": current.environment,
+            "wal_id": current.wal_id,
+            "wal_offset": current.wal_offset,
+            "last_command_id": current.last_command_id,
+            "last_l2_seq": current.last_l2_seq,
+            "durable_offset": self._durable_offset,
+            "unreplicated_bytes": max(0, self._durable_offset - current.wal_offset),
+            "replication": self._replication.status.state,
+            "dead_letters": self.dead_letters,
+        }
+
+    async def look_up(self, request_uuid: UUID) -> tuple[int, EntryStatus] | None:
+        """The command_id and status of an entry; None when it is unknown.
+
+        Raises `DatabaseUnavailable` when only Postgres could know, or could know better, and does not.
+        """
+        if self._writer is None or self._keeper is None or self._reader is None:
+            raise Unavailable(self.state.value)
+        known = self._writer.index.get(request_uuid.int)
+        replicated_id = self._keeper.current.last_command_id
+        if known is not None and known.command_id > replicated_id:
+            return known.command_id, EntryStatus.DURABLE
+        if known is not None and not self.dead_letters:
+            return known.command_id, EntryStatus.REPLICATED
+        found = await self._reader.command(request_uuid)
+        if found is not None:
+            status = EntryStatus.DEAD_LETTER if found.dead_letter else EntryStatus.REPLICATED
+            return found.command_id, status
+        oldest = self._writer.index.oldest_command_id
+        if oldest is not None and replicated_id < oldest - 1:
+            raise DatabaseUnavailable(
+                f"replication has reached command_id {replicated_id}; entries up to {oldest - 1} that are "
+                "not in Postgres yet can't be looked up"
+            )
+        return None
+
+    # -- health and metrics ---------------------------------------------------------------------
+
+    def readiness(self) -> tuple[bool, dict[str, dict[str, str]]]:
+        """Whether entries can be acknowledged, and the state of each part."""
+        disk = "full" if self._is_starved() else "ok"
+        status = self._replication.status if self._replication else Status("down", "not started")
+        degraded = self.dead_letters > 0 and status.state in ("streaming", "catching_up")
+        parts = {
+            "wal": {"state": "ok" if self.state is State.SERVING else self.state.value},
+            "disk": {"state": disk},
+            "replication": {"state": "degraded" if degraded else status.state},
+        }
+        if degraded:
+            parts["replication"]["detail"] = f"{self.dead_letters} dead letters"
+        elif self._replication and self._replication.restarts and status.state == "down":
+            parts["replication"]["detail"] = "the replication process died and is restarted"
+        return self.state is State.SERVING and disk == "ok", parts
+
+    def collect(self) -> None:
+        """Bring the gauges up to date, before a scrape."""
+        metrics = self.metrics
+        if self._writer is None or self._keeper is None:
+            return
+        checkpoint = self._keeper.current
+        metrics.queue_entries.set(self._writer.waiting_entries)
+        metrics.wal_file_size.set(self._durable_offset)
+        metrics.checkpoint_offset.set(checkpoint.wal_offset)
+        metrics.unreplicated.set(max(0, self._durable_offset - checkpoint.wal_offset))
+        metrics.replication_backlog.set(
+            max(0, self._durable_command_id - checkpoint.last_command_id)
+        )
+        metrics.replication_lag.set(self._lag_s(checkpoint.wal_offset))
+        metrics.volume(self._files.volume(self.settings.wal_dir))
+
+    def _is_starved(self) -> bool:
+        if not self._starved_bytes:
+            return False
+        return self._files.volume(self.settings.wal_dir).available_bytes < self._starved_bytes
+
+    def _lag_s(self, replicated: int) -> float:
+        times = self._durable_times
+        while len(times) > 1 and times[0][0] <= replicated:
+            times.popleft()
+        offset, since = times[0]
+        return max(0.0, time.monotonic() - since) if offset > replicated else 0.0
+
+    async def _durable_end(self) -> int:
+        """The end of the log once all that was accepted before is durable."""
+        if self._writer is None or self._loop is None:
+            raise Unavailable(self.state.value)
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._writer.barrier(partial(_resolve, future))
+        reached = await future
+        if not isinstance(reached, Reached):
+            raise InvariantError("a barrier was answered as a request")
+        return reached.wal_offset
+
+    # -- what the parts report ------------------------------------------------------------------
+
+    def _keep_from(self, opened: OpenedLog) -> int:
+        start = opened.index.start_offset
+        behind = self._durable_offset - self.settings.wal_retain_bytes
+        return min(behind, self._durable_offset if start is None else start)
+
+    def _deliver(self, committed: Committed) -> None:
+        """On the writer's thread: hand a pass over to the loop, with one wake-up."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._committed, committed)
+
+    def _committed(self, committed: Committed) -> None:
+        if committed.entries:
+            self._starved_bytes = 0
+            self._durable_offset = committed.end_offset
+            self._durable_command_id += committed.entries
+            if self._replication is not None:
+                self._replication.publish(committed.end_offset)
+            self._sample_durable_time()
+        for submission, outcome in committed.outcomes:
+            if isinstance(outcome, DiskFull) and submission.request is not None:
+                self._starved_bytes = max(self._starved_bytes, submission.request.size_bytes)
+            submission.deliver(outcome)
+        self.metrics.committed(committed)
+
+    def _sample_durable_time(self) -> None:
+        now = time.monotonic()
+        times = self._durable_times
+        if self._keeper and len(times) == 1 and times[0][0] <= self._keeper.current.wal_offset:
+            times.clear()
+        if not times or now - times[-1][1] >= _LAG_SAMPLE_S:
+            times.append((self._durable_offset, now))
+
+    def _progressed(self, progress: Progressed) -> None:
+        if progress.dead_letters > self.dead_letters:
+            self.metrics.dead_letters.inc(progress.dead_letters - self.dead_letters)
+        self.dead_letters = progress.dead_letters
+        self.metrics.progressed(progress)
+        if self._keeper is not None:
+            self._keeper.progressed(progress)
+
+    def _replication_error(self, _status: Status) -> None:
+        self.metrics.replication_errors.inc()
+
+
+def stop_at_once(error: BaseException) -> None:
+    """End the process without acknowledging anything: the log can't be trusted any more."""
+    if isinstance(error, JournalError):
+        _log.critical("the log failed, stopping at once: %s", error)
+    else:
+        _log.critical("the writer failed, stopping at once", exc_info=error)
+    logging.shutdown()
+    os._exit(EXIT_WAL_FAILED)
+
+
+def _resolve(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    """Give the outcome to whoever still waits for it."""
+    if not future.done():
+        future.set_result(outcome)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+

@@ -1,0 +1,179 @@
+"""The settings of the service: one frozen object, read once from `JOURNAL_*`, checked, passed down.
+
+Protocol, section 4. A bad value raises `SettingsError` with one line that names the setting, the value and
+what is allowed. So does a `JOURNAL_` variable that names no setting: a misspelt safeguard is no safeguard.
+"""
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.errors import SettingsError
+
+ENV_PREFIX: Final = "JOURNAL_"
+EMBEDDED: Final = "embedded"
+_KIB: Final = 1024
+_MIB: Final = 1024 * _KIB
+
+
+class WalTail(StrEnum):
+    """What to do with a last record that is complete but has a zero length or a wrong CRC."""
+
+    STRICT = "strict"
+    TOLERANT = "tolerant"
+
+
+class WalSync(StrEnum):
+    """How the WAL is synced."""
+
+    AUTO = "auto"
+    IO_URING = "io_uring"
+    FDATASYNC = "fdatasync"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; the default depends on whether standard error is a terminal."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _check_database_url(url: str) -> str:
+    if url != EMBEDDED and not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError(f"{EMBEDDED!r} or a URI that starts with postgresql:// or postgres:// is allowed")
+    return url
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Units are in the names; see the protocol for the meaning of each."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain")
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    allow_anonymous: bool = Field(False, description="listen on other than loopback addresses without tokens")
+    data_dir: Path = Field(Path("./data"), description="everything the service keeps")
+    database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
+        EMBEDDED, description="'embedded', or the libpq URI of a PostgreSQL database"
+    )
+    auto_migrate: bool | None = Field(None, description="run migrations at start (default: when embedded)")
+    environment: Name = Field("development", description="partition key of every table")
+    allow_new_wal: bool = Field(False, description="begin a WAL in an empty DATA_DIR without asking Postgres")
+    channel_capacity: int = Field(3000, ge=1, description="entries that may wait for the WAL writer")
+    max_queue_bytes: int = Field(64 * _MIB, ge=1, description="bytes that may wait for the WAL writer")
+    max_batch_size: int = Field(1000, ge=1, description="entries after which a WAL batch takes no more requests")
+    max_batch_bytes: int = Field(8 * _MIB, ge=1, description="bytes after which a WAL batch takes no more")
+    replication_batch_size: int = Field(1000, ge=1, description="entries of a Postgres transaction")
+    flush_interval_ms: int = Field(10, ge=0, le=60_000, description="longest wait for a fuller transaction")
+    persist_digests: bool = Field(True, description="whether digests go to Postgres")
+    wal_segment_bytes: int = Field(64 * _MIB, ge=64 * _KIB, description="segment size and preallocation step")
+    wal_retain_bytes: int = Field(0, ge=0, description="replicated WAL to keep beyond the duplicate window")
+    wal_tail: WalTail = Field(WalTail.STRICT, description="what to do with a damaged last record")
+    wal_sync: WalSync = Field(WalSync.AUTO, description="how the WAL is synced")
+    dedup_window: int = Field(262_144, ge=1, description="newest entries that the duplicate index covers")
+    max_body_bytes: int = Field(16 * _MIB, ge=_KIB, le=512 * _MIB, description="largest request body")
+    max_entries: int = Field(10_000, ge=1, description="most entries in a request")
+    max_field_bytes: int = Field(_MIB, ge=1, description="longest bytes field of an entry")
+    shutdown_timeout_s: float = Field(30, ge=0, description="for draining to the WAL and to Postgres")
+    log_format: LogFormat | None = Field(None, description="'text' or 'json' (default: text on a terminal)")
+    log_level: LogLevel = Field(LogLevel.INFO, description="least severe level that is logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values given in code win over the environment; no file is ever read."""
+        return init_settings, env_settings
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TLS_CERT and TLS_KEY must be set together")
+        if not self.allow_anonymous and not _is_loopback(self.host):
+            raise ValueError(
+                f"HOST={self.host!r} can be reached from other machines and no tokens guard it; "
+                "a loopback address or ALLOW_ANONYMOUS=true is allowed"
+            )
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the service runs a PostgreSQL of its own."""
+        return self.database_url == EMBEDDED
+
+    @property
+    def migrates_at_start(self) -> bool:
+        """Whether Alembic migrations run at start."""
+        return self.embedded if self.auto_migrate is None else self.auto_migrate
+
+    @property
+    def wal_dir(self) -> Path:
+        """Where the segments are."""
+        return self.data_dir / "wal"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The checkpoint file."""
+        return self.data_dir / "checkpoint.json"
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings from the environment; `overrides` (by field name) win.
+
+    Raises `SettingsError` with a single line.
+    """
+    names = os.environ if environ is None else environ
+    for name in sorted(names):
+        if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields:
+            raise SettingsError(f"{name}={names[name]!r}: there is no such setting; `journal serve --help` lists them")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_first_line(error)) from None
+
+
+def setting_name(field: str) -> str:
+    """The environment variable of a settings field."""
+    return ENV_PREFIX + field.upper()
+
+
+def _first_line(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_context=False)[0]
+    message = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:
+        return message
+    return f"{setting_name(str(fault['loc'][0]))}={str(fault['input'])!r}: {message}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

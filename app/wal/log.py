@@ -1,0 +1,148 @@
+"""The writing end of the log: appends framed records to the last segment and syncs them.
+
+One thread owns it. Nothing here retries: a failed write or sync, except for want of room, is final.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from app.errors import DiskFull, WalFailed
+from app.wal.files import FileSystem, write_new_file
+from app.wal.record import Genesis, encode_record
+from app.wal.segments import Segment, segment_name
+from app.wal.sync import Syncer
+
+_log = logging.getLogger(__name__)
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Log:
+    """The last segment of a WAL, open for appending.
+
+    `end` is the logical offset behind the last record that was appended. `append` and `sync` raise
+    `WalFailed` when the process must stop, `append` and `reserve` raise `DiskFull` when it may go on.
+    """
+
+    def __init__(
+        self,
+        files: FileSystem,
+        syncer: Syncer,
+        *,
+        wal_id: str,
+        environment: str,
+        segment_bytes: int,
+        now_ms: Callable[[], int],
+        segment: Segment,
+    ) -> None:
+        self.wal_id = wal_id
+        self._files = files
+        self._syncer = syncer
+        self._environment = environment
+        self._segment_bytes = segment_bytes
+        self._now_ms = now_ms
+        self._open(segment)
+
+    @property
+    def syncer_name(self) -> str:
+        """How it is synced."""
+        return self._syncer.name
+
+    def reserve(self, size: int, first_command_id: int) -> int:
+        """The offset at which a record of about `size` bytes will lie; begins a new segment for it if need be."""
+        filled = self.end - self._start
+        if self._has_records and filled + size > self._segment_bytes:
+            self._roll(first_command_id)
+        return self.end
+
+    def append(self, record: bytearray) -> int:
+        """Write a framed record at `end`; returns its own end. It is not durable before `sync`."""
+        at = self.end - self._start
+        try:
+            self._files.write(self._fd, record, at)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise WalFailed(f"writing {self._path.name} at {self.end} failed: {error}") from error
+            self._cut(at)
+            raise DiskFull(f"no room for a record of {len(record)} bytes on the volume of the WAL") from error
+        self.end += len(record)
+        self._has_records = True
+        return self.end
+
+    def sync(self) -> None:
+        """Make all that was appended durable, and check that the file still is the log's."""
+        try:
+            self._syncer.sync(self._fd)
+        except OSError as error:
+            raise WalFailed(f"syncing {self._path.name} failed: {error}") from error
+        try:
+            there = self._files.identity_of(self._path)
+        except OSError as error:
+            raise WalFailed(f"{self._path.name} was unlinked under the running service") from error
+        if there != self._identity:
+            raise WalFailed(f"{self._path.name} was replaced under the running service")
+
+    def close(self) -> None:
+        """Close the file; what was synced stays."""
+        self._files.close(self._fd)
+        self._syncer.close()
+
+    def _open(self, segment: Segment) -> None:
+        self._path = segment.path
+        self._start = segment.start
+        self._fd = self._files.open(segment.path, write=True)
+        self._identity = self._files.identity(self._fd)
+        self.end = segment.end
+        self._has_records = True
+        if segment.size < self._segment_bytes:
+            allocate(self._files, self._fd, segment.size, self._segment_bytes - segment.size)
+
+    def _roll(self, first_command_id: int) -> None:
+        """Close the segment and go on in a new one, which is durable with its genesis before it is used."""
+        directory = self._path.parent
+        try:
+            segment = create_segment(
+                self._files,
+                directory,
+                Genesis(
+                    offset=self.end,
+                    wal_id=self.wal_id,
+                    environment=self._environment,
+                    created_ms=self._now_ms(),
+                    first_command_id=first_command_id,
+                ),
+            )
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise WalFailed(f"beginning the segment at {self.end} failed: {error}") from error
+            raise DiskFull("no room for a new segment on the volume of the WAL") from error
+        self._cut(self.end - self._start)
+        self._files.close(self._fd)
+        self._open(segment)
+        self._has_records = False
+
+    def _cut(self, size: int) -> None:
+        """Cut the segment to what it holds: a partial record, or what was reserved and not used."""
+        try:
+            self._files.truncate(self._fd, size)
+        except OSError as error:
+            raise WalFailed(f"cutting {self._path.name} to {size} bytes failed: {error}") from error
+
+
+def create_segment(files: FileSystem, directory: Path, genesis: Genesis) -> Segment:
+    """Create the segment that begins with `genesis`, durable under its name. Raises `OSError`."""
+    path = directory / segment_name(genesis.offset)
+    record = encode_record(genesis)
+    write_new_file(files, path, record)
+    return Segment(path, genesis.offset, len(record))
+
+
+def allocate(files: FileSystem, fd: int, offset: int, length: int) -> None:
+    """Reserve blocks ahead, so that appending need not allocate; going on without is fine."""
+    try:
+        files.allocate(fd, offset, length)
+    except OSError as error:
+        _log.warning("can't preallocate %d bytes of the log, going on without: %s", length, error)

@@ -1,0 +1,193 @@
+"""Reading records from segments, streaming and in bounded memory, up to the first fault.
+
+Recovery reads with it to the end of the log; replication reads up to the offset it was told is durable.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+import msgspec
+
+from app.wal.files import FileSystem
+from app.wal.record import (
+    FRAME_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Genesis,
+    RawBatch,
+    crc_matches,
+    decode_raw,
+    unpack_frame,
+)
+from app.wal.segments import Segment
+
+CHUNK_BYTES: Final = 1 << 20
+# How a payload begins: a map of up to 15 keys, the first of them "kind". Every true record has it.
+_SIGNATURE: Final = b"\xa4kind"
+_SIGNATURE_AT: Final = FRAME_BYTES + 1
+_PROBE_BYTES: Final = 64
+
+
+class FaultKind(Enum):
+    """What is wrong at the place where a record should begin."""
+
+    INCOMPLETE = auto()
+    ZERO_LENGTH = auto()
+    WRONG_CRC = auto()
+    UNDECODABLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where reading stopped, and why."""
+
+    segment: Segment
+    offset: int
+    kind: FaultKind
+    reason: str
+
+
+class Frame(NamedTuple):
+    """One record as it lies in the log: its logical offset, where it ends, and its checked payload."""
+
+    offset: int
+    end: int
+    payload: memoryview
+
+
+class SegmentReader:
+    """Reads the frames of one segment. `fault` says why iteration ended before `limit`, if it did."""
+
+    def __init__(self, files: FileSystem, segment: Segment) -> None:
+        self._files = files
+        self.segment = segment
+        self.fault: Fault | None = None
+        self._fd = files.open(segment.path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files.close(self._fd)
+
+    def frames(self, offset: int, limit: int | None = None) -> Iterator[Frame]:
+        """Frames from the logical `offset` up to `limit` (default: the end of the segment)."""
+        end = self.segment.end if limit is None else min(limit, self.segment.end)
+        chunk, chunk_at = memoryview(b""), offset
+        while offset < end:
+            at = offset - chunk_at
+            need = FRAME_BYTES
+            if len(chunk) - at >= FRAME_BYTES:
+                length, crc = unpack_frame(chunk[at : at + FRAME_BYTES])
+                need += length
+                fault = self._check_length(offset, length, end)
+                if fault is not None:
+                    self.fault = fault
+                    return
+            if len(chunk) - at < need:
+                if end - offset < need:
+                    self.fault = self._incomplete(offset, need, end)
+                    return
+                chunk, chunk_at = self._read(offset, max(need, CHUNK_BYTES), end), offset
+                if len(chunk) < need:
+                    self.fault = self._incomplete(offset, need, offset + len(chunk))
+                    return
+                continue
+            payload = chunk[at + FRAME_BYTES : at + need]
+            if not crc_matches(payload, crc):
+                self.fault = Fault(self.segment, offset, FaultKind.WRONG_CRC, "the CRC-32C does not match")
+                return
+            yield Frame(offset, offset + need, payload)
+            offset += need
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to `length` raw bytes from a logical offset."""
+        return self._files.read(self._fd, length, offset - self.segment.start)
+
+    def find_valid_record(self, offset: int) -> int | None:
+        """The logical offset of the first valid record at or behind `offset`; None when there is none.
+
+        Tries every byte: a candidate is wherever the signature of a payload is found.
+        """
+        overlap = len(_SIGNATURE) - 1
+        at = offset
+        while at < self.segment.end:
+            block = self.read_at(at, CHUNK_BYTES + overlap)
+            if not block:
+                return None
+            found = block.find(_SIGNATURE)
+            while found >= 0:
+                candidate = at + found - _SIGNATURE_AT
+                if candidate >= offset and self._is_valid(candidate):
+                    return candidate
+                found = block.find(_SIGNATURE, found + 1)
+            at += CHUNK_BYTES
+        return None
+
+    def _is_valid(self, offset: int) -> bool:
+        probe = self.read_at(offset, _PROBE_BYTES)
+        length, crc = unpack_frame(probe[:FRAME_BYTES])
+        if not 0 < length <= MAX_PAYLOAD_BYTES or offset + FRAME_BYTES + length > self.segment.end:
+            return False
+        if _own_offset(probe) != offset:
+            return False
+        payload = self.read_at(offset + FRAME_BYTES, length)
+        return crc_matches(payload, crc)
+
+    def _read(self, offset: int, length: int, end: int) -> memoryview:
+        return memoryview(self.read_at(offset, min(length, end - offset)))
+
+    def _check_length(self, offset: int, length: int, end: int) -> Fault | None:
+        if length == 0:
+            return Fault(self.segment, offset, FaultKind.ZERO_LENGTH, "the record's length is zero")
+        if offset + FRAME_BYTES + length > end:
+            return self._incomplete(offset, FRAME_BYTES + length, end)
+        if length > MAX_PAYLOAD_BYTES:
+            reason = f"the record's length is {length}; at most {MAX_PAYLOAD_BYTES} is possible"
+            return Fault(self.segment, offset, FaultKind.WRONG_CRC, reason)
+        return None
+
+    def _incomplete(self, offset: int, need: int, end: int) -> Fault:
+        reason = f"a record of {need} bytes is announced, {end - offset} bytes are left"
+        return Fault(self.segment, offset, FaultKind.INCOMPLETE, reason)
+
+
+def decode_frame(segment: Segment, frame: Frame) -> Genesis | RawBatch | Fault:
+    """Decode a frame, commands left encoded, and check its own offset; a `Fault` where that fails."""
+    try:
+        record = decode_raw(frame.payload)
+    except msgspec.DecodeError as error:
+        return Fault(segment, frame.offset, FaultKind.UNDECODABLE, f"the payload does not decode: {error}")
+    if record.offset != frame.offset:
+        reason = f"the record says that its offset is {record.offset}"
+        return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
+    return record
+
+
+def segment_of(segments: Sequence[Segment], offset: int) -> int:
+    """The index of the segment that holds a logical offset, or the last one for the end of the log."""
+    for index in range(len(segments) - 1, -1, -1):
+        if segments[index].start <= offset:
+            return index
+    raise ValueError(f"offset {offset} lies before the first segment")
+
+
+def _own_offset(probe: bytes) -> int | None:
+    """The `offset` that the beginning of a record announces, without trusting anything else of it."""
+    if len(probe) <= _SIGNATURE_AT or not 0x82 <= probe[FRAME_BYTES] <= 0x8F:
+        return None
+    at = _SIGNATURE_AT + len(_SIGNATURE)
+    kind_length = probe[at] - 0xA0 if 0xA0 <= probe[at] <= 0xBF else -1
+    if kind_length < 0:
+        return None
+    at += 1 + kind_length
+    key = b"\xa6offset"
+    if probe[at : at + len(key)] != key:
+        return None
+    value = probe[at + len(key) :]
+    sizes = {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9}
+    size = sizes.get(value[0], 1) if value else 0
+    try:
+        number = msgspec.msgpack.decode(value[:size])
+    except msgspec.DecodeError:
+        return None
+    return number if isinstance(number, int) else None

@@ -1,0 +1,110 @@
+"""The framing and the payloads of WAL records. Pure: bytes in, values out (protocol, section 5).
+
+A record is `u32 LE payload length ‖ u32 LE CRC-32C of the payload ‖ payload`. The payload is a MessagePack
+map whose first two keys are `kind` and `offset`, the record's own logical offset.
+"""
+
+from collections.abc import Sequence
+from struct import Struct as Layout
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from crc32c import crc32c
+from msgspec import Raw, Struct
+
+from app.errors import InvariantError
+from app.model.codec import decode_hook
+from app.model.entry import Entry
+
+FORMAT: Final = 1
+FRAME_BYTES: Final = 8
+# A length above this is damage, whatever the settings were when the record was written.
+MAX_PAYLOAD_BYTES: Final = 1 << 30
+
+_frame: Final = Layout("<II")
+
+
+class Genesis(Struct, tag_field="kind", tag="genesis", kw_only=True, frozen=True):
+    """The first record of every segment: whose log this is, and where its ids go on."""
+
+    offset: int
+    format: int = FORMAT
+    wal_id: str
+    environment: str
+    created_ms: int
+    first_command_id: int
+
+
+class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
+    """A group commit with its commands left encoded: enough for recovery, and what the writer writes."""
+
+    offset: int
+    first_command_id: int
+    commands: list[Raw]
+    header: Raw | None = None
+    roots: Raw | None = None
+    block_indices: Raw | None = None
+    authority: Raw | None = None
+
+
+class Batch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
+    """A group commit, decoded: what replication reads."""
+
+    offset: int
+    first_command_id: int
+    commands: list[Entry]
+
+
+class _RequestUuid(Struct):
+    """The one field of a command that the duplicate index needs."""
+
+    request_uuid: UUID
+
+
+_encoder = msgspec.msgpack.Encoder()
+_raw_decoder = msgspec.msgpack.Decoder(Genesis | RawBatch)
+_decoder = msgspec.msgpack.Decoder(Genesis | Batch, dec_hook=decode_hook)
+_uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
+
+
+def encode_record(record: Genesis | RawBatch) -> bytearray:
+    """Frame `record`. Raises `InvariantError` when it is longer than any reader accepts."""
+    buffer = bytearray(FRAME_BYTES)
+    _encoder.encode_into(record, buffer, FRAME_BYTES)
+    length = len(buffer) - FRAME_BYTES
+    if length > MAX_PAYLOAD_BYTES:
+        raise InvariantError(f"a record of {length} bytes; at most {MAX_PAYLOAD_BYTES} are allowed")
+    with memoryview(buffer) as view:
+        _frame.pack_into(buffer, 0, length, crc32c(view[FRAME_BYTES:]))
+    return buffer
+
+
+def raw_commands(bodies: Sequence[bytes]) -> list[Raw]:
+    """Wrap canonical encodings, so that the record embeds them as they are."""
+    return [Raw(body) for body in bodies]
+
+
+def unpack_frame(header: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Split the 8 bytes before a payload into its length and CRC."""
+    return _frame.unpack(header)  # type: ignore[return-value]
+
+
+def crc_matches(payload: bytes | bytearray | memoryview, crc: int) -> bool:
+    """Whether the payload is what was framed."""
+    return crc32c(payload) == crc
+
+
+def decode_raw(payload: bytes | bytearray | memoryview) -> Genesis | RawBatch:
+    """Decode a payload, commands left encoded. Raises `msgspec.DecodeError`."""
+    return _raw_decoder.decode(payload)
+
+
+def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
+    """Decode a payload with its commands. Raises `msgspec.DecodeError`."""
+    return _decoder.decode(payload)
+
+
+def request_key(command: Raw) -> int:
+    """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
+    return _uuid_decoder.decode(command).request_uuid.int

@@ -1,0 +1,56 @@
+"""Giving back: whole segments are unlinked, the rest is hole-punched, up to a limit (protocol, section 5).
+
+The limit must be on disk as the checkpoint's `retained_offset` before anything is given back, since reading
+begins there after a restart.
+"""
+
+import logging
+from pathlib import Path
+
+from app.wal.files import FileSystem
+from app.wal.reader import SegmentReader
+from app.wal.segments import Segment, list_segments
+
+_log = logging.getLogger(__name__)
+
+
+def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int:
+    """Give the bytes in [`start`, `limit`) back, genesis records excepted. Returns how many were.
+
+    `start` is where the last call ended, so that nothing is punched twice. The last segment is never
+    unlinked. A file system that can't punch keeps its bytes until the whole segment goes.
+    """
+    segments = list_segments(files, directory)
+    given_back = 0
+    for segment in segments[:-1]:
+        if segment.end <= limit:
+            files.unlink(segment.path)
+            given_back += segment.end - max(start, segment.start)
+    if given_back:
+        files.sync_directory(directory)
+    for segment in segments:
+        if segment.start < limit < segment.end or (segment is segments[-1] and limit == segment.end):
+            given_back += _punch(files, segment, max(start, segment.start), limit)
+    return max(given_back, 0)
+
+
+def _punch(files: FileSystem, segment: Segment, start: int, limit: int) -> int:
+    reader = SegmentReader(files, segment)
+    try:
+        genesis = next(reader.frames(segment.start), None)
+    finally:
+        reader.close()
+    if genesis is None:
+        return 0
+    start = max(start, genesis.end)
+    if start >= limit:
+        return 0
+    fd = files.open(segment.path, write=True)
+    try:
+        files.punch(fd, start - segment.start, limit - start)
+    except OSError as error:
+        _log.info("can't punch %s, its bytes stay until the segment goes: %s", segment.path.name, error)
+        return 0
+    finally:
+        files.close(fd)
+    return limit - start

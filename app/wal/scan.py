@@ -1,0 +1,274 @@
+"""Reading a whole log at start: what is in it, and where and how it ends (protocol, section 5).
+
+Streaming: memory is bounded by one record, whatever the length of the log. Nothing is changed here; what a
+fault means is decided in `app.wal.recovery`.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from app.errors import CorruptionError, StartRefused
+from app.model.codec import fingerprint
+from app.wal.checkpoint import Checkpoint
+from app.wal.dedup import DuplicateIndex
+from app.wal.files import FileSystem
+from app.wal.reader import Fault, FaultKind, Frame, SegmentReader, decode_frame, segment_of
+from app.wal.record import FORMAT, Genesis, RawBatch, request_key
+from app.wal.segments import Segment, list_segments
+
+_SAMPLE_ENTRIES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The highest offset that is known to have been durable, and who says so."""
+
+    offset: int
+    source: str
+
+
+@dataclass(slots=True)
+class Scan:
+    """What reading a log from `start` to its end has shown. Offsets are logical."""
+
+    segments: list[Segment]
+    wal_id: str
+    start: int
+    end: int
+    next_command_id: int
+    last_record: int
+    entries_behind: int = 0
+    fault: Fault | None = None
+    valid_behind: int | None = None
+    # (offset, entries up to there), a sample now and then: enough to find the start of the window.
+    samples: deque[tuple[int, int]] = field(default_factory=deque)
+    entries: int = 0
+
+
+def scan_log(
+    files: FileSystem,
+    directory: Path,
+    environment: str,
+    checkpoint: Checkpoint | None,
+    evidence: Evidence,
+    dedup_window: int,
+) -> Scan:
+    """Read the log from its first kept record to its end. Changes nothing.
+
+    Raises `CorruptionError` for what no tail can explain: segments that do not meet, another log's record.
+    """
+    segments = list_segments(files, directory)
+    first = segments[0]
+    genesis, behind = _read_genesis(files, first)
+    _check_owner(first, genesis, environment, checkpoint)
+    start = _first_kept(files, first, behind, checkpoint, evidence)
+    scan = Scan(
+        segments=segments,
+        wal_id=genesis.wal_id,
+        start=start,
+        end=start,
+        next_command_id=genesis.first_command_id,
+        last_record=first.start if start == behind else start,
+    )
+    marks = (checkpoint.wal_offset if checkpoint else evidence.offset, evidence.offset)
+    at = segment_of(segments, start)
+    for segment in segments[1 : at + 1]:
+        _check_same_log(segment, _read_genesis(files, segment)[0], genesis)
+    for index in range(at, len(segments)):
+        _scan_segment(files, scan, index, genesis, marks, dedup_window)
+        if scan.fault is not None:
+            scan.valid_behind = _find_behind(files, segments, index, scan.fault.offset + 1)
+            break
+    return scan
+
+
+def read_owner(files: FileSystem, directory: Path) -> Genesis:
+    """The genesis of the first kept segment: whose log this is. Raises `CorruptionError`."""
+    return _read_genesis(files, list_segments(files, directory)[0])[0]
+
+
+def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int) -> None:
+    """Fill the duplicate index with at least the newest `window` entries of a scanned log."""
+    start = scan.start
+    for offset, entries in scan.samples:
+        if scan.entries - entries < window:
+            break
+        start = offset
+    for segment in scan.segments[segment_of(scan.segments, start) :]:
+        reader = SegmentReader(files, segment)
+        try:
+            for frame in reader.frames(max(start, segment.start), scan.end):
+                record = decode_frame(segment, frame)
+                if isinstance(record, RawBatch) and record.commands:
+                    keys = [request_key(command) for command in record.commands]
+                    prints = [fingerprint(bytes(command)) for command in record.commands]
+                    index.add(frame.offset, frame.end, record.first_command_id, keys, prints)
+            if reader.fault is not None:
+                raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
+        finally:
+            reader.close()
+
+
+def _scan_segment(
+    files: FileSystem, scan: Scan, index: int, owner: Genesis, marks: Sequence[int], window: int
+) -> None:
+    segment = scan.segments[index]
+    reader = SegmentReader(files, segment)
+    try:
+        for frame in reader.frames(max(scan.start, segment.start)):
+            record = decode_frame(segment, frame)
+            if not isinstance(record, Fault):
+                record = _check_order(scan, segment, frame, record, owner)
+            if isinstance(record, Fault):
+                scan.fault = record
+                return
+            if any(frame.offset < mark < frame.end for mark in marks):
+                reason = f"the checkpoint or Postgres point into the middle of this record: {marks}"
+                raise CorruptionError(segment.path.name, frame.offset, reason)
+            scan.last_record, scan.end = frame.offset, frame.end
+            if isinstance(record, RawBatch):
+                _count(scan, frame, record, marks[0], window)
+        scan.fault = reader.fault
+        if scan.fault is None and segment.size == 0:
+            scan.fault = Fault(segment, segment.start, FaultKind.INCOMPLETE, "the segment is empty")
+    finally:
+        reader.close()
+
+
+def _count(scan: Scan, frame: Frame, record: RawBatch, checkpoint_offset: int, window: int) -> None:
+    entries = len(record.commands)
+    if frame.offset >= checkpoint_offset:
+        scan.entries_behind += entries
+    samples = scan.samples
+    if not samples or scan.entries - samples[-1][1] >= _SAMPLE_ENTRIES:
+        samples.append((frame.offset, scan.entries))
+        while len(samples) > 1 and scan.entries - samples[1][1] >= window:
+            samples.popleft()
+    scan.entries += entries
+    scan.next_command_id = record.first_command_id + entries
+
+
+def _check_order(
+    scan: Scan, segment: Segment, frame: Frame, record: Genesis | RawBatch, owner: Genesis
+) -> Genesis | RawBatch | Fault:
+    """A segment begins with the genesis of this log, and command ids never go back."""
+    at_start = frame.offset == segment.start
+    if at_start != isinstance(record, Genesis):
+        reason = "a segment does not begin with a genesis" if at_start else "a genesis inside a segment"
+        return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
+    if isinstance(record, Genesis):
+        _check_same_log(segment, record, owner)
+    if record.first_command_id < scan.next_command_id:
+        reason = f"command_id {record.first_command_id} where {scan.next_command_id} was next"
+        return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
+    return record
+
+
+def _read_genesis(files: FileSystem, segment: Segment) -> tuple[Genesis, int]:
+    """The genesis of a segment and the offset behind it. Raises `CorruptionError`."""
+    reader = SegmentReader(files, segment)
+    try:
+        for frame in reader.frames(segment.start):
+            record = decode_frame(segment, frame)
+            if isinstance(record, Genesis):
+                return record, frame.end
+            reason = record.reason if isinstance(record, Fault) else "the first record is no genesis"
+            raise CorruptionError(segment.path.name, segment.start, reason)
+        reason = reader.fault.reason if reader.fault else "the segment is empty"
+        raise CorruptionError(segment.path.name, segment.start, reason)
+    finally:
+        reader.close()
+
+
+def _check_owner(
+    segment: Segment, genesis: Genesis, environment: str, checkpoint: Checkpoint | None
+) -> None:
+    if genesis.format != FORMAT:
+        raise CorruptionError(
+            segment.path.name, segment.start, f"format {genesis.format}; this version reads {FORMAT}"
+        )
+    if genesis.environment != environment:
+        raise CorruptionError(
+            segment.path.name,
+            segment.start,
+            f"belongs to environment {genesis.environment!r}, not to {environment!r}",
+        )
+    if checkpoint is None:
+        return
+    if checkpoint.environment != environment:
+        raise StartRefused(
+            f"the checkpoint belongs to environment {checkpoint.environment!r}, not to {environment!r}"
+        )
+    if checkpoint.wal_id != genesis.wal_id:
+        raise CorruptionError(
+            segment.path.name,
+            segment.start,
+            f"belongs to the log {genesis.wal_id}; the checkpoint to {checkpoint.wal_id}",
+        )
+
+
+def _check_same_log(segment: Segment, genesis: Genesis, owner: Genesis) -> None:
+    if genesis.wal_id != owner.wal_id or genesis.environment != owner.environment:
+        raise CorruptionError(
+            segment.path.name,
+            segment.start,
+            f"belongs to log {genesis.wal_id} of environment {genesis.environment!r}, the segments before "
+            f"it to {owner.wal_id} of {owner.environment!r}",
+        )
+
+
+def _first_kept(
+    files: FileSystem,
+    first: Segment,
+    behind_genesis: int,
+    checkpoint: Checkpoint | None,
+    evidence: Evidence,
+) -> int:
+    """The logical offset at which reading begins: everything before it may have been given back."""
+    if checkpoint is not None:
+        if checkpoint.retained_offset < first.start:
+            raise CorruptionError(
+                first.path.name,
+                first.start,
+                f"the log should be kept from offset {checkpoint.retained_offset} on, but begins here",
+            )
+        return max(checkpoint.retained_offset, behind_genesis)
+    if first.start == 0 and _record_at(files, first, behind_genesis):
+        return behind_genesis
+    if evidence.offset == 0:
+        raise StartRefused(
+            f"the checkpoint is missing or torn, Postgres can't tell how far it has come, and the beginning "
+            f"of the log was given back (the first segment is {first.path.name}); start again with Postgres up"
+        )
+    reader = SegmentReader(files, first)
+    try:
+        found = reader.find_valid_record(behind_genesis)
+    finally:
+        reader.close()
+    return first.end if found is None else found
+
+
+def _record_at(files: FileSystem, segment: Segment, offset: int) -> bool:
+    """Whether the log goes on at `offset`, rather than having been given back there."""
+    if offset == segment.end:
+        return True
+    reader = SegmentReader(files, segment)
+    try:
+        return any(reader.read_at(offset, 4))
+    finally:
+        reader.close()
+
+
+def _find_behind(files: FileSystem, segments: list[Segment], index: int, offset: int) -> int | None:
+    for segment in segments[index:]:
+        reader = SegmentReader(files, segment)
+        try:
+            found = reader.find_valid_record(max(offset, segment.start))
+        finally:
+            reader.close()
+        if found is not None:
+            return found
+    return None

