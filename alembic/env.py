@@ -1,8 +1,8 @@
 """Runs the migrations over asyncpg, with the connection options of the service.
 
-The database is `config.attributes["dsn"]`, or else that of the settings. All revisions of one run are one
-transaction, under an advisory lock: of several migrators at once, the first migrates and the others find
-nothing left to do. Logging is left as the caller set it up.
+The database is `config.attributes["dsn"]`, or else that of the settings. All revisions of one run
+are one transaction, under an advisory lock: of several migrators at once, the first migrates and
+the others find nothing left to do. Logging is left as the caller set it up.
 """
 
 import asyncio
@@ -45,9 +45,7 @@ async def _migrate_online(dsn: str) -> None:
     async def connect() -> asyncpg.Connection:
         return await open_connection(dsn, "journal-migrate", MIGRATION_LIMITS)
 
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, poolclass=NullPool
-    )
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_migrate)

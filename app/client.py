@@ -168,7 +168,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Time and chance as one seam: a monotonic clock, a sleep (both in seconds), chance in [0, 1)."""
+    """Time and chance as one seam: a monotonic clock and a sleep in seconds, jitter in [0, 1)."""
 
     now_s: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -263,7 +263,7 @@ class JournalClient:
             raise
 
     async def flush(self, timeout_s: float = 30.0) -> Checkpoint:
-        """Wait until all that was accepted before is replicated. Raises `Refused` (504) when late."""
+        """Wait until all that was accepted before is replicated. Raises `Refused` (504) if late."""
         return await self._call(
             Checkpoint,
             "POST",

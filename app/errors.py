@@ -1,7 +1,7 @@
 """The exception tree. Every error the project raises on purpose is below `JournalError`.
 
     JournalError
-    ├── OperatingError             the surroundings are in the way: an operator, or time, can mend it
+    ├── OperatingError             the surroundings are in the way: an operator or time can mend it
     │   ├── SettingsError          a setting has a value that is not allowed
     │   ├── StartRefused           starting now could lose or fork the journal
     │   ├── WalLocked              another process owns this WAL directory

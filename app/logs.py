@@ -3,6 +3,7 @@
 import logging
 import sys
 from datetime import UTC, datetime
+from logging.config import dictConfig
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ _TEXT: Final = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", "error"}`, one line a record, whatever the message holds."""
+    """`{"time", "level", "logger", "message", "error"}`, always one line a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One JSON object without line breaks."""
@@ -29,7 +30,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def logging_config(log_format: LogFormat | None, level: LogLevel) -> dict[str, Any]:
-    """The `logging.config.dictConfig` of every process of the service; None chooses by the terminal."""
+    """The `logging.config.dictConfig` of every process of the service.
+
+    None chooses by the terminal.
+    """
     chosen = log_format or (LogFormat.TEXT if sys.stderr.isatty() else LogFormat.JSON)
     return {
         "version": 1,
@@ -52,6 +56,4 @@ def logging_config(log_format: LogFormat | None, level: LogLevel) -> dict[str, A
 
 def configure_logging(log_format: LogFormat | None, level: LogLevel) -> None:
     """Set logging up in this process."""
-    from logging.config import dictConfig
-
     dictConfig(logging_config(log_format, level))

@@ -1,6 +1,7 @@
 """The application: `create_app(settings)`, and `app.main:app` for any ASGI server.
 
-Starting happens in the background, so that `/healthz` and a clear 503 are there from the first moment.
+Starting happens in the background, so that `/healthz` and a clear 503 are there from the first
+moment.
 """
 
 import asyncio
@@ -32,7 +33,8 @@ from app.settings import Settings, load_settings
 
 _log = logging.getLogger(__name__)
 
-# The server's supervisor asks the worker to drain with the first, and is told that it may stop with the second.
+# The server's supervisor asks the worker to drain with the first, and is told that it may stop with
+# the second.
 DRAIN_SIGNAL: Final = signal.SIGUSR1
 DRAINED_SIGNAL: Final = signal.SIGUSR2
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
@@ -45,11 +47,7 @@ class JournalApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch a request."""
-        if (
-            scope["type"] == "http"
-            and scope["path"] == ENTRIES_PATH
-            and scope["method"] == "POST"
-        ):
+        if scope["type"] == "http" and scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
             await self.entries(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -63,7 +61,10 @@ class JournalApp(FastAPI):
 
 
 def create_app(settings: Settings | None = None) -> JournalApp:
-    """Build the application. Settings come from the environment unless given. Raises `SettingsError`."""
+    """Build the application.
+
+    Settings come from the environment unless given. Raises `SettingsError`.
+    """
     settings = settings or load_settings()
     journal = Journal(settings)
     app = JournalApp(
@@ -121,7 +122,7 @@ async def _open(journal: Journal) -> None:
     except JournalError as error:
         _log.critical("%s", error)
         _stop()
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, there is nothing to serve
         _log.critical("the start failed", exc_info=True)
         _stop()
 
@@ -132,7 +133,7 @@ def _stop() -> None:
 
 
 def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
-    """Under the service's own supervisor: drain while still listening, then let it stop the server."""
+    """Under the service's own supervisor: drain while listening, then let it stop the server."""
     supervisor = os.environ.get(SUPERVISED_ENV)
     if supervisor is None:
         return

@@ -33,7 +33,10 @@ class JournalMetrics:
             "ht_journal_queue_latency_seconds", "Time a request waits before the writer takes it"
         )
         self.batch_size = Histogram(
-            "ht_journal_batch_size", "Entries of a WAL batch", buckets=_SIZE_BUCKETS, registry=registry
+            "ht_journal_batch_size",
+            "Entries of a WAL batch",
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
         )
         self.wal_append = seconds(
             "ht_journal_wal_append_seconds", "Time to build, append and sync a WAL batch"
@@ -42,7 +45,8 @@ class JournalMetrics:
         self.wal_batches = counter("ht_journal_wal_batches", "WAL batches that became durable")
         self.wal_entries = counter("ht_journal_wal_entries", "Entries that became durable")
         self.wal_replay_entries = counter(
-            "ht_journal_wal_replay_entries", "Entries found at start that Postgres had not confirmed"
+            "ht_journal_wal_replay_entries",
+            "Entries found at start that Postgres had not confirmed",
         )
         self.io_uring_fallbacks = counter(
             "ht_journal_wal_io_uring_fallbacks", "Changes from io_uring to fdatasync"
@@ -69,7 +73,8 @@ class JournalMetrics:
         )
         self.dead_letters = counter("ht_journal_dead_letters", "Entries that Postgres refused")
         self.replication_lag = gauge(
-            "ht_replication_lag_seconds", "How long the oldest entry not in Postgres has been durable"
+            "ht_replication_lag_seconds",
+            "How long the oldest entry not in Postgres has been durable",
         )
         self.wal_file_size = gauge("ht_wal_file_size_bytes", "Logical end of the WAL")
         self.checkpoint_offset = gauge(

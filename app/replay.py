@@ -33,12 +33,15 @@ class FeedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._raw = path.open("rb")
+        self._text: io.TextIOWrapper | None = None
         self.size_bytes = path.stat().st_size
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._text is not None:
+            self._text.close()
         self._raw.close()
 
     @property
@@ -50,7 +53,8 @@ class FeedFile:
         """The entries of the feed. Raises `FeedError`."""
         zipped = self._raw.peek(2)[:2] == _GZIP_MAGIC
         source = gzip.GzipFile(fileobj=self._raw) if zipped else self._raw
-        text = io.TextIOWrapper(source, encoding="utf-8", newline="")
+        # Held, because a wrapper that is collected closes what it wraps.
+        self._text = text = io.TextIOWrapper(source, encoding="utf-8", newline="")
         return feed_entries(iter(lambda: text.readline(_LINE_CHARS), ""), str(self._path))
 
 

@@ -1,7 +1,7 @@
 """`journal serve`: granian's supervisor with the one worker that owns the data directory.
 
-On SIGTERM or SIGINT the worker drains first, with its port still open, so that clients get a clear 503 and
-queued entries their acknowledgement; then the server stops as it always does.
+On SIGTERM or SIGINT the worker drains first, with its port still open, so that clients get a clear
+503 and queued entries their acknowledgement; then the server stops as it always does.
 """
 
 import logging
@@ -74,7 +74,6 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
     # Blocked here and so in the worker from its birth, until it is ready to listen: none is lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {DRAIN_SIGNAL})
 
-    @server.on_startup  # type: ignore[misc]
     def intercept() -> None:
         stop = signal.getsignal(signal.SIGTERM)
         asked = False
@@ -99,6 +98,8 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
         signal.signal(DRAINED_SIGNAL, stop_now)
+
+    server.on_startup(intercept)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The settings of the service: one frozen object, read once from `JOURNAL_*`, checked, passed down.
 
-Protocol, section 4. A bad value raises `SettingsError` with one line that names the setting, the value and
-what is allowed. So does a `JOURNAL_` variable that names no setting: a misspelt safeguard is no safeguard.
+Protocol, section 4. A bad value raises `SettingsError` with one line that names the setting, the
+value and what is allowed. So does a `JOURNAL_` variable that names no setting: a misspelt safeguard
+is no safeguard.
 """
 
 import os
@@ -55,7 +56,9 @@ class LogLevel(StrEnum):
 
 def _check_database_url(url: str) -> str:
     if url != EMBEDDED and not url.startswith(("postgresql://", "postgres://")):
-        raise ValueError(f"{EMBEDDED!r} or a URI that starts with postgresql:// or postgres:// is allowed")
+        raise ValueError(
+            f"{EMBEDDED!r} or a URI that starts with postgresql:// or postgres:// is allowed"
+        )
     return url
 
 
@@ -63,7 +66,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Units are in the names; see the protocol for the meaning of each."""
+    """Everything that can be set. Units are in the names."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
@@ -71,31 +74,59 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
     tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
-    allow_anonymous: bool = Field(False, description="listen on other than loopback addresses without tokens")
+    allow_anonymous: bool = Field(
+        False, description="listen on other than loopback addresses without tokens"
+    )
     data_dir: Path = Field(Path("./data"), description="everything the service keeps")
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
         EMBEDDED, description="'embedded', or the libpq URI of a PostgreSQL database"
     )
-    auto_migrate: bool | None = Field(None, description="run migrations at start (default: when embedded)")
+    auto_migrate: bool | None = Field(
+        None, description="run migrations at start (default: when embedded)"
+    )
     environment: Name = Field("development", description="partition key of every table")
-    allow_new_wal: bool = Field(False, description="begin a WAL in an empty DATA_DIR without asking Postgres")
-    channel_capacity: int = Field(3000, ge=1, description="entries that may wait for the WAL writer")
-    max_queue_bytes: int = Field(64 * _MIB, ge=1, description="bytes that may wait for the WAL writer")
-    max_batch_size: int = Field(1000, ge=1, description="entries after which a WAL batch takes no more requests")
-    max_batch_bytes: int = Field(8 * _MIB, ge=1, description="bytes after which a WAL batch takes no more")
+    allow_new_wal: bool = Field(
+        False, description="begin a WAL in an empty DATA_DIR without asking Postgres"
+    )
+    channel_capacity: int = Field(
+        3000, ge=1, description="entries that may wait for the WAL writer"
+    )
+    max_queue_bytes: int = Field(
+        64 * _MIB, ge=1, description="bytes that may wait for the WAL writer"
+    )
+    max_batch_size: int = Field(
+        1000, ge=1, description="entries after which a WAL batch takes no more requests"
+    )
+    max_batch_bytes: int = Field(
+        8 * _MIB, ge=1, description="bytes after which a WAL batch takes no more"
+    )
     replication_batch_size: int = Field(1000, ge=1, description="entries of a Postgres transaction")
-    flush_interval_ms: int = Field(10, ge=0, le=60_000, description="longest wait for a fuller transaction")
+    flush_interval_ms: int = Field(
+        10, ge=0, le=60_000, description="longest wait for a fuller transaction"
+    )
     persist_digests: bool = Field(True, description="whether digests go to Postgres")
-    wal_segment_bytes: int = Field(64 * _MIB, ge=64 * _KIB, description="segment size and preallocation step")
-    wal_retain_bytes: int = Field(0, ge=0, description="replicated WAL to keep beyond the duplicate window")
+    wal_segment_bytes: int = Field(
+        64 * _MIB, ge=64 * _KIB, description="segment size and preallocation step"
+    )
+    wal_retain_bytes: int = Field(
+        0, ge=0, description="replicated WAL to keep beyond the duplicate window"
+    )
     wal_tail: WalTail = Field(WalTail.STRICT, description="what to do with a damaged last record")
     wal_sync: WalSync = Field(WalSync.AUTO, description="how the WAL is synced")
-    dedup_window: int = Field(262_144, ge=1, description="newest entries that the duplicate index covers")
-    max_body_bytes: int = Field(16 * _MIB, ge=_KIB, le=512 * _MIB, description="largest request body")
+    dedup_window: int = Field(
+        262_144, ge=1, description="newest entries that the duplicate index covers"
+    )
+    max_body_bytes: int = Field(
+        16 * _MIB, ge=_KIB, le=512 * _MIB, description="largest request body"
+    )
     max_entries: int = Field(10_000, ge=1, description="most entries in a request")
     max_field_bytes: int = Field(_MIB, ge=1, description="longest bytes field of an entry")
-    shutdown_timeout_s: float = Field(30, ge=0, description="for draining to the WAL and to Postgres")
-    log_format: LogFormat | None = Field(None, description="'text' or 'json' (default: text on a terminal)")
+    shutdown_timeout_s: float = Field(
+        30, ge=0, description="for draining to the WAL and to Postgres"
+    )
+    log_format: LogFormat | None = Field(
+        None, description="'text' or 'json' (default: text on a terminal)"
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="least severe level that is logged")
 
     @classmethod
@@ -149,8 +180,14 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     """
     names = os.environ if environ is None else environ
     for name in sorted(names):
-        if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields:
-            raise SettingsError(f"{name}={names[name]!r}: there is no such setting; `journal serve --help` lists them")
+        if (
+            name.startswith(ENV_PREFIX)
+            and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
+        ):
+            raise SettingsError(
+                f"{name}={names[name]!r}: there is no such setting; "
+                "`journal serve --help` lists them"
+            )
     try:
         return Settings(**overrides)
     except ValidationError as error:

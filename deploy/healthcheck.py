@@ -1,7 +1,7 @@
 """For the image's HEALTHCHECK: whether the service in this container answers `GET /healthz`.
 
-Exits with 0 when it does. Under TLS the certificate is not checked: it is issued for the service's public
-name, and the connection never leaves the container.
+Exits with 0 when it does. Under TLS the certificate is not checked: it is issued for the service's
+public name, and the connection never leaves the container.
 """
 
 import os

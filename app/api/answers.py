@@ -54,9 +54,7 @@ def answer(request: Request, payload: Any, status: int = 200) -> Response:
 
 def problem_response(request: Request, problem: Problem) -> Response:
     """Encode a problem as the client prefers."""
-    body, content_type = encode(
-        problem.document, msgpack=_prefers_msgpack(request), problem=True
-    )
+    body, content_type = encode(problem.document, msgpack=_prefers_msgpack(request), problem=True)
     return Response(body, problem.status, problem.headers, media_type=content_type)
 
 

@@ -1,6 +1,7 @@
 """`POST /entries` as a bare ASGI endpoint: the hot path goes around framework and middleware.
 
-The FastAPI application hands these requests over before its own stack, and documents them (`app.api.schema`).
+The FastAPI application hands these requests over before its own stack, and documents them
+(`app.api.schema`).
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class EntriesEndpoint:
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers
             self._rejected.labels(found.reason).inc()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the last resort: answered as a bare 500
             _log.exception("POST /entries failed")
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers
@@ -109,7 +110,9 @@ class EntriesEndpoint:
         try:
             plain = inflater.decompress(body, self._max_body_bytes + 1)
         except zlib.error as error:
-            raise HttpProblem(400, "undecodable_body", f"the body is not valid gzip: {error}") from None
+            raise HttpProblem(
+                400, "undecodable_body", f"the body is not valid gzip: {error}"
+            ) from None
         if len(plain) > self._max_body_bytes:
             raise self._too_large()
         if not inflater.eof or inflater.unused_data:

@@ -1,7 +1,9 @@
-"""Content types: which format a body has, which one an answer should have, and the encoding of answers."""
+"""Content types.
+
+Which format a body has, which one an answer should have, and the encoding of answers.
+"""
 
 from typing import Any, Final
-
 
 import msgspec
 
@@ -56,5 +58,3 @@ def encode(answer: Any, *, msgpack: bool, problem: bool = False) -> tuple[bytes,
     if msgpack:
         return _msgpack.encode(answer), MSGPACK
     return _json.encode(answer), PROBLEM_JSON if problem else JSON
-
-

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
 from typing import Any, Final
 
 from app.errors import (
@@ -63,7 +62,13 @@ _KINDS: Final = (
     Kind(422, 2, "invalid_parameter", "A parameter is not valid"),
     Kind(500, 1, "internal_error", "The service failed"),
     Kind(503, 1, "unavailable", "The service can't take this now", retriable=True),
-    Kind(503, 2, "database_unavailable", "Only Postgres could tell, and it is not there", retriable=True),
+    Kind(
+        503,
+        2,
+        "database_unavailable",
+        "Only Postgres could tell, and it is not there",
+        retriable=True,
+    ),
     Kind(504, 1, "flush_timeout", "The flush did not finish in time", retriable=True),
     Kind(507, 1, "disk_full", "There is no room for the log", retriable=True),
 )
@@ -78,7 +83,7 @@ _BY_EXCEPTION: Final[Mapping[type[Exception], str]] = {
     DatabaseUnavailable: "database_unavailable",
     DiskFull: "disk_full",
 }
-TRANSLATED: Final = (*_BY_EXCEPTION, HttpProblem)
+TRANSLATED: Final[tuple[type[Exception], ...]] = (*_BY_EXCEPTION, HttpProblem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Problem:
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that an exception is. Unknown ones become a bare 500: nothing internal gets out."""
+    """The problem that an exception is; unknown ones become a bare 500 that tells nothing."""
     headers: dict[str, str] = {}
     detail = str(error)
     if isinstance(error, HttpProblem):
@@ -119,5 +124,3 @@ def problem_of(error: Exception) -> Problem:
             for fault in error.faults
         ]
     return Problem(kind.status, kind.reason, headers, document)
-
-

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 
 from app.api.answers import answer, documented
 from app.api.problems import HttpProblem
-
 from app.service.journal import Journal
 
 router = APIRouter()
@@ -74,7 +73,7 @@ def journal_of(request: Request) -> Journal:
     summary="Where an entry is",
 )
 async def get_entry(request: Request, request_uuid: UUID) -> Response:
-    """`durable` once acknowledged, `replicated` once the checkpoint has passed it, or `dead_letter`."""
+    """`durable` once acknowledged, `replicated` once in Postgres, or `dead_letter`."""
     found = await journal_of(request).look_up(request_uuid)
     if found is None:
         raise HttpProblem(404, "unknown_entry", f"no entry has the request_uuid {request_uuid}")
@@ -150,5 +149,3 @@ async def get_metrics(request: Request) -> Response:
     journal = journal_of(request)
     journal.collect()
     return Response(generate_latest(journal.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-

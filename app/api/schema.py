@@ -1,4 +1,7 @@
-"""The OpenAPI of `POST /entries`, which the framework does not see: made from the msgspec types themselves."""
+"""The OpenAPI of `POST /entries`, which the framework does not see.
+
+Made from the msgspec types themselves.
+"""
 
 from typing import Any, Final
 from uuid import UUID
@@ -7,7 +10,7 @@ import msgspec
 
 from app.api.answers import documented
 from app.api.formats import JSON, MSGPACK_TYPES
-from app.model.entry import Address, Entry, Hash32
+from app.model.entry import ADDRESS_BYTES, HASH_BYTES, Address, Entry, Hash32
 
 _EXAMPLE: Final = {
     "entries": [
@@ -29,7 +32,7 @@ _EXAMPLE: Final = {
         }
     ]
 }
-_EXAMPLE_ANSWER: Final = {
+_EXAMPLE_ANSWER: Final[dict[str, Any]] = {
     "count": 1,
     "first_command_id": 1,
     "last_command_id": 1,
@@ -81,8 +84,8 @@ def add_append(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
         problem.pop("model")
     document["paths"].setdefault("/entries", {})["post"] = {
         "summary": "Journal entries",
-        "description": "Answers once every entry is in the write-ahead log and synced. A request is "
-        "atomic. Sending it again with the same request_uuids is safe.",
+        "description": "Answers once every entry is in the write-ahead log and synced. A request "
+        "is atomic. Sending it again with the same request_uuids is safe.",
         "operationId": "append_entries",
         "requestBody": {
             "required": True,
@@ -103,7 +106,7 @@ def add_append(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
 
 
 def _schema_of(kind: type) -> dict[str, Any]:
-    lengths = {Address: 20, Hash32: 32}
+    lengths: dict[type, int] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
     length = lengths[kind]
     return {
         "type": "string",

@@ -143,7 +143,8 @@ def verify_inclusion(
 ) -> bool:
     """Whether `path` proves leaf `data` to be at `index` of the log of `size` leaves with `root`.
 
-    RFC 9162, section 2.1.3.2. True only for the one path that `inclusion_proof` returns.
+    RFC 9162, section 2.1.3.2. A root does not say how many leaves it is over, and some sizes give a
+    leaf the same way up: take `size` from a signed header, as `first_seq + command_count`.
     """
     if not 0 <= index < size or not _are_hashes(path):
         return False
@@ -168,7 +169,7 @@ def verify_consistency(
     """Whether `path` proves that the log of `second` leaves begins with the log of `first` leaves.
 
     RFC 9162, section 2.1.4.2; an empty log is a prefix of every log, and equal sizes ask for equal
-    roots.
+    roots. Take the sizes from signed headers, as for inclusion.
     """
     if not 0 <= first <= second or not _are_hashes(path):
         return False

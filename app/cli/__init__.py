@@ -1,6 +1,6 @@
 """The command line, `journal`. Errors become one line on standard error and an exit code here.
 
-0: done. 1: refused, failed or given up. 2: a setting or an argument is not allowed. 130: interrupted.
+0: done. 1: refused, failed or given up. 2: a setting or an argument is not allowed. 130: Ctrl-C.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -48,11 +48,11 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     help="Print the version and exit.",
 )
 def main() -> None:
-    """A write-ahead journal for engine commands.
+    r"""A write-ahead journal for engine commands.
 
     An entry that the service has acknowledged is on disk: in the write-ahead log, behind an
-    fdatasync. From there it is replicated into PostgreSQL exactly once, whatever crashes. Sending an
-    entry again under the same request_uuid journals nothing twice.
+    fdatasync. From there it is replicated into PostgreSQL exactly once, whatever crashes. Sending
+    an entry again under the same request_uuid journals nothing twice.
 
     \b
     Run the service, on a PostgreSQL of its own, under ./data:

@@ -11,7 +11,7 @@ from app.settings import load_settings, setting_name
 @click.command()
 @settings_options()
 @click.pass_context
-def serve(ctx: click.Context, **options: str | bool | None) -> None:
+def serve(ctx: click.Context, /, **options: str | bool | None) -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
     Every option is a setting; it overrides the environment variable that is named with it. A value
@@ -62,8 +62,8 @@ def adopt(yes: bool, **options: str | bool | None) -> None:
     settings = load_settings(**given(options))
     if not yes:
         click.confirm(
-            f"Acknowledged entries of {settings.environment!r} that never reached Postgres are lost. "
-            "Go on?",
+            f"Acknowledged entries of {settings.environment!r} that never reached Postgres are "
+            "lost for good. Go on?",
             abort=True,
         )
     from app import adopt as adoption  # noqa: PLC0415 - loads the whole service

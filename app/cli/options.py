@@ -17,10 +17,10 @@ _KIB: Final = 1024
 
 
 def settings_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command the settings of these names as options; all settings without names.
+    """Give a command the settings of these names as options; without names, all of them.
 
-    Values arrive as text (flags as booleans), None where an option was not given: the settings alone
-    say what is allowed.
+    Values arrive as text (flags as booleans), None where an option was not given: the settings
+    alone say what is allowed.
     """
 
     def decorate(command: Command) -> Command:
@@ -32,7 +32,7 @@ def settings_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def given(options: Mapping[str, str | bool | None]) -> dict[str, str]:
+def given(options: Mapping[str, str | bool | None]) -> dict[str, Any]:
     """The options that were given, as the text their environment variables would hold."""
     return {
         name: str(value).lower() if isinstance(value, bool) else value
@@ -67,9 +67,8 @@ def connect(url: str, ca_file: str | None, **client_options: Any) -> JournalClie
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     dashed = name.replace("_", "-")
     types = _types(field.annotation)
-    help_text = (
-        f"{(field.description or '').capitalize()}{_default(field)}. [env: {setting_name(name)}]"
-    )
+    meaning = field.description or ""
+    help_text = f"{meaning[:1].upper()}{meaning[1:]}{_default(field)}. [env: {setting_name(name)}]"
     if bool in types:
         return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=help_text)
     choices = [str(member) for kind in types if issubclass(kind, StrEnum) for member in kind]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from app.cli.options import connect, service_options
 from app.client import JournalClient, Retry
-from app.feed import FeedError
+from app.errors import OperatingError
 from app.replay import FeedFile, ReplayPlan, Tally
 from app.replay import replay as replay_entries
 
@@ -27,7 +27,7 @@ _INTERRUPTED = 130
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Requests in flight. 1 keeps the order of the feed; more may be journaled in another order.",
+    help="Requests in flight. 1 keeps the feed's order; more may be journaled out of order.",
 )
 @click.option("--limit", type=click.IntRange(0), help="Stop behind this many entries.")
 @click.option(
@@ -40,13 +40,15 @@ _INTERRUPTED = 130
 )
 @click.option(
     "--acks",
-    type=click.File("w", encoding="utf-8"),
+    type=click.File("w", encoding="utf-8", lazy=False),
     help="Write `request_uuid command_id` here for each entry, in order of acknowledgement.",
 )
 @click.argument("feed", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.pass_context
 def replay(
     ctx: click.Context,
+    /,
+    *,
     url: str,
     ca_file: str | None,
     batch: int,
@@ -56,7 +58,7 @@ def replay(
     acks: TextIO | None,
     feed: Path,
 ) -> None:
-    """Journal a market-by-order FEED (CSV, also as .gz) over HTTP/2.
+    r"""Journal a market-by-order FEED (CSV, also as .gz) over HTTP/2.
 
     Every 1000 rows a TickSnapshot follows. What was not acknowledged is sent again with the same
     request_uuids, which come from the row numbers: the service may be killed and restarted
@@ -83,7 +85,7 @@ def replay(
         click.echo("interrupted", err=True)
         ctx.exit(_INTERRUPTED)
     except OSError as error:
-        raise FeedError(str(feed), 0, error.strerror or str(error)) from error
+        raise OperatingError(str(error)) from error
     finally:
         click.echo("\n".join(tally.lines()))
 

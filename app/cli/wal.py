@@ -30,6 +30,7 @@ def wal() -> None:
 @click.pass_context
 def inspect(
     ctx: click.Context,
+    /,
     records: bool,
     as_json: bool,
     directory: Path | None,

@@ -1,7 +1,10 @@
-"""Bytes to entries and back: request bodies in MessagePack and JSON, and the one canonical encoding.
+"""Bytes to entries and back.
 
-The canonical encoding of an entry is its MessagePack map with defaults left out. It is what a WAL record
-holds and what the content fingerprint covers, so equal content means equal bytes, whatever it came in.
+Request bodies in MessagePack and JSON, and the one canonical encoding.
+
+The canonical encoding of an entry is its MessagePack map with defaults left out. It is what a WAL
+record holds and what the content fingerprint covers, so equal content means equal bytes, whatever
+it came in.
 """
 
 from collections.abc import Callable
@@ -90,8 +93,8 @@ class RequestCodec:
     def prepare(self, body: bytes | bytearray, *, json: bool) -> PreparedRequest:
         """Decode, check and encode a request body.
 
-        Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every entry's
-        first fault, at most `MAX_FAULTS` of them.
+        Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every
+        entry's first fault, at most `MAX_FAULTS` of them.
         """
         try:
             entries = (self._json if json else self._msgpack).decode(body).entries
@@ -135,8 +138,10 @@ class RequestCodec:
     def _too_many(self, count: int) -> TooManyEntries:
         return TooManyEntries(f"{count} entries; at most {self._max_entries} are allowed")
 
-    def _explain(self, body: bytes | bytearray, json: bool, error: msgspec.ValidationError) -> Exception:
-        """Turn a typed decoding error into one fault an entry, by decoding each entry on its own."""
+    def _explain(
+        self, body: bytes | bytearray, json: bool, error: msgspec.ValidationError
+    ) -> Exception:
+        """Turn a decoding error into one fault an entry, by decoding each entry on its own."""
         library = msgspec.json if json else msgspec.msgpack
         try:
             raws = library.decode(body, type=_LooseRequest).entries

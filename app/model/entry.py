@@ -1,10 +1,9 @@
 """The journal entry and its parts, as msgspec structs (protocol, section 3).
 
-One definition serves every format: requests in MessagePack and JSON, and the commands of a WAL record.
-Fields that equal their default are left out when encoded, so that an entry has exactly one canonical
-encoding, whatever its sender spelled out.
+One definition serves every format: requests in MessagePack and JSON, and the commands of a WAL
+record. Fields that equal their default are left out when encoded, so that an entry has exactly one
+canonical encoding, whatever its sender spelled out.
 """
-
 
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -38,7 +37,9 @@ class _Part(Struct, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """What all parts share. `gc=False`: parts are trees, so the collector need not track them."""
 
 
-class Digest(_Part, kw_only=True, frozen=True):
+class Digest(
+    Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True
+):
     """The engine's own summary of its state before or after a command."""
 
     next_order_id: Count = 0
@@ -129,5 +130,3 @@ class Entry(_Part, kw_only=True):
     balance_updates: list[BalanceUpdate] = []
     command_identity_hash: Hash32 | None = None
     rsm_state_digest: bytes | None = None
-
-

@@ -1,7 +1,7 @@
 """The rules of an entry that its types can't express (protocol, section 3).
 
-`check_entry` runs for every entry on the hot path, so each test is ordered from cheap to dear and the
-parts that most entries lack cost one truth test each.
+`check_entry` runs for every entry on the hot path, so each test is ordered from cheap to dear and
+the parts that most entries lack cost one truth test each.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from app.model.entry import (
     CashWithdrawal,
     Digest,
     Entry,
+    Event,
     FillSideEffect,
     OutboxAppend,
 )
@@ -35,7 +36,9 @@ class RuleBroken(ValueError):
 
 
 def check_entry(entry: Entry, max_field_bytes: int) -> None:
-    """Check `entry` against every rule its types leave open; normalise digests that equal the default.
+    """Check `entry` against every rule its types leave open.
+
+    Normalise digests that equal the default.
 
     Raises `RuleBroken` at the first rule that is broken.
     """
@@ -48,24 +51,11 @@ def check_entry(entry: Entry, max_field_bytes: int) -> None:
         _check_bytes("response_data", entry.response_data, max_field_bytes)
     if entry.rsm_state_digest is not None:
         _check_bytes("rsm_state_digest", entry.rsm_state_digest, max_field_bytes)
-    for index, event in enumerate(entry.events):
-        if len(event.event_data) > max_field_bytes:
-            _check_bytes(f"events[{index}].event_data", event.event_data, max_field_bytes)
-        if not _is_plain(event.event_topic):
-            _check_text(f"events[{index}].event_topic", event.event_topic)
-        if event.event_key is not None and not _is_plain(event.event_key):
-            _check_text(f"events[{index}].event_key", event.event_key)
-    if entry.outbox_appends:
-        for index, append in enumerate(entry.outbox_appends):
-            _check_outbox(f"outbox_appends[{index}]", append, max_field_bytes)
-    if entry.fill_side_effects:
-        for index, effect in enumerate(entry.fill_side_effects):
-            _check_fill(f"fill_side_effects[{index}]", effect, len(entry.events))
+    _check_events(entry.events, max_field_bytes)
+    if entry.outbox_appends or entry.fill_side_effects or entry.balance_updates:
+        _check_side_effects(entry, max_field_bytes)
     if entry.cash_withdrawal_side_effect is not None:
         _check_withdrawal("cash_withdrawal_side_effect", entry.cash_withdrawal_side_effect)
-    if entry.balance_updates:
-        for index, update in enumerate(entry.balance_updates):
-            _check_balance(f"balance_updates[{index}]", update)
 
 
 def significant_digits(text: str) -> int:
@@ -73,8 +63,27 @@ def significant_digits(text: str) -> int:
     return len(Decimal(text).as_tuple().digits)
 
 
+def _check_events(events: list[Event], max_field_bytes: int) -> None:
+    for index, event in enumerate(events):
+        if len(event.event_data) > max_field_bytes:
+            _check_bytes(f"events[{index}].event_data", event.event_data, max_field_bytes)
+        if not _is_plain(event.event_topic):
+            _check_text(f"events[{index}].event_topic", event.event_topic)
+        if event.event_key is not None and not _is_plain(event.event_key):
+            _check_text(f"events[{index}].event_key", event.event_key)
+
+
+def _check_side_effects(entry: Entry, max_field_bytes: int) -> None:
+    for index, append in enumerate(entry.outbox_appends):
+        _check_outbox(f"outbox_appends[{index}]", append, max_field_bytes)
+    for index, effect in enumerate(entry.fill_side_effects):
+        _check_fill(f"fill_side_effects[{index}]", effect, len(entry.events))
+    for index, update in enumerate(entry.balance_updates):
+        _check_balance(f"balance_updates[{index}]", update)
+
+
 def _is_plain(text: str) -> bool:
-    """Whether `text` is surely within the limits: ASCII without NUL (its type bounds the length)."""
+    """Whether `text` is surely allowed: ASCII without NUL (its type bounds the length)."""
     return text.isascii() and "\0" not in text
 
 
@@ -98,7 +107,9 @@ def _check_decimal(path: str, text: str) -> None:
     digits = significant_digits(text)
     if digits > MAX_SIGNIFICANT_DIGITS:
         raise RuleBroken(
-            path, f"{text!r} has {digits} significant digits; at most {MAX_SIGNIFICANT_DIGITS} are allowed"
+            path,
+            f"{text!r} has {digits} significant digits; "
+            f"at most {MAX_SIGNIFICANT_DIGITS} are allowed",
         )
 
 
@@ -138,7 +149,9 @@ def _check_symbol_value(path: str, value: Any) -> None:
         if not isfinite(value):
             raise RuleBroken(path, f"{value} is not finite")
     else:
-        raise RuleBroken(path, f"a {type(value).__name__} is not a null, boolean, number, text, list or map")
+        raise RuleBroken(
+            path, f"a {type(value).__name__} is not a null, boolean, number, text, list or map"
+        )
 
 
 def _check_outbox(path: str, append: OutboxAppend, max_field_bytes: int) -> None:
@@ -150,7 +163,9 @@ def _check_outbox(path: str, append: OutboxAppend, max_field_bytes: int) -> None
 
 def _check_fill(path: str, effect: FillSideEffect, events: int) -> None:
     if effect.event_idx >= events:
-        raise RuleBroken(f"{path}.event_idx", f"{effect.event_idx} points past the entry's {events} events")
+        raise RuleBroken(
+            f"{path}.event_idx", f"{effect.event_idx} points past the entry's {events} events"
+        )
     _check_decimal(f"{path}.taker_ledger_delta", effect.taker_ledger_delta)
     _check_decimal(f"{path}.maker_ledger_delta", effect.maker_ledger_delta)
     _check_decimal(f"{path}.taker_premium_delta", effect.taker_premium_delta)

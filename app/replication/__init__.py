@@ -1,1 +1,1 @@
-"""From the write-ahead log into Postgres, exactly once (protocol, section 6). All SQL is below here."""
+"""From the write-ahead log into Postgres, exactly once (protocol, section 6), with all the SQL."""

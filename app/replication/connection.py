@@ -1,9 +1,10 @@
-"""Connections to Postgres, and the one boundary where errors of the driver become the project's own.
+"""Connections to Postgres, and the boundary where the driver's errors become the project's own.
 
-Two questions are asked about an error. Is it about the content of a row (SQLSTATE classes 22, 23 and 54, or
-a value that the driver can't even encode)? Then trying again is pointless and `is_content_error` says so.
-Everything else is `DatabaseUnavailable`, to be tried again with back-off, except where Postgres holds what
-the WAL says it can't: `ReplicationRefused` (protocol, section 6).
+Two questions are asked about an error. Is it about the content of a row (SQLSTATE classes 22, 23
+and 54, or a value that the driver can't even encode)? Then trying again is pointless and
+`is_content_error` says so. Everything else is `DatabaseUnavailable`, to be tried again with
+back-off, except where Postgres holds what the WAL says it can't: `ReplicationRefused` (protocol,
+section 6).
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long, in seconds, a connection waits: to be made, for a statement, for a lock, while idle."""
+    """How long, in seconds, a connection waits: to be made, for a statement, for a lock, idle."""
 
     connect_s: float
     statement_s: float
@@ -41,7 +42,8 @@ READER_LIMITS: Final = Limits(3, 5, 3, 10)
 MIGRATION_LIMITS: Final = Limits(10, 3600, 60, 3600)
 
 _CONTENT_CLASSES: Final = frozenset({"22", "23", "54"})
-# A command_id is given once. That it is there already is no fault of the entry: this is another journal's.
+# A command_id is given once. That it is there already is no fault of the entry: this is another
+# journal's.
 _IDENTITY_CONSTRAINTS: Final = frozenset({"engine_commands_pkey", "dead_letters_pkey"})
 _DRIVER_ERRORS: Final = (
     asyncpg.PostgresError,
@@ -58,7 +60,8 @@ CONTENT_ERRORS: Final = (
     ArithmeticError,
     RecursionError,
 )
-# Parameters of libpq's client side. The driver would send them on to a server that does not know them.
+# Parameters of libpq's client side. The driver would send them on to a server that does not know
+# them.
 _LIBPQ_CLIENT_PARAMETERS: Final = frozenset(
     {
         "channel_binding",
@@ -133,7 +136,8 @@ def is_content_error(error: Exception) -> bool:
         return _sqlstate(error)[:2] in _CONTENT_CLASSES and not _is_identity_error(error)
     if isinstance(error, OSError | JournalError):
         return False
-    # asyncpg has two classes of this name: the one that is a ValueError is raised before anything is sent.
+    # asyncpg has two classes of this name: the one that is a ValueError is raised before anything
+    # is sent.
     return isinstance(error, CONTENT_ERRORS)
 
 
@@ -168,7 +172,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def _without_client_parameters(dsn: str) -> tuple[str, float | None]:
-    """`dsn` without what only libpq understands, and the `connect_timeout` it asks for, in seconds."""
+    """`dsn` without what only libpq understands, and its `connect_timeout`, in seconds."""
     base, _, query = dsn.partition("?")
     if not query:
         return dsn, None

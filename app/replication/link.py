@@ -1,7 +1,7 @@
 """The messages between the worker and the replication process, one a packet of a socket pair.
 
-Data never goes this way: the WAL file is the only channel for it. When one side is gone, the other reads an
-end of file.
+Data never goes this way: the WAL file is the only channel for it. When one side is gone, the other
+reads an end of file.
 """
 
 import asyncio
@@ -25,7 +25,10 @@ class Drain(Struct, tag=True, frozen=True):
 
 
 class Progressed(Struct, tag=True, frozen=True, kw_only=True):
-    """Replication: Postgres has committed up to here. `entries` and `insert_s` are this transaction's."""
+    """Replication.
+
+    Postgres has committed up to here. `entries` and `insert_s` are this transaction's.
+    """
 
     wal_offset: int
     last_command_id: int
@@ -59,7 +62,7 @@ class WorkerEnd:
     """The worker's end."""
 
     def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        end.setblocking(False)
         self._socket = end
 
     def try_send(self, message: ToReplication) -> bool:
@@ -84,7 +87,7 @@ class ReplicationEnd:
     """The replication process's end."""
 
     def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        end.setblocking(False)
         self._socket = end
 
     async def send(self, message: ToWorker) -> None:

@@ -1,6 +1,7 @@
 """Alembic from within the service: the same scripts as the command line, on any libpq URI.
 
-`upgrade` and `downgrade` block, and run an event loop of their own: call them from a thread that has none.
+`upgrade` and `downgrade` block, and run an event loop of their own: call them from a thread that
+has none.
 """
 
 from functools import cache
@@ -24,9 +25,9 @@ _SCRIPT_PLACES: Final = (
 
 
 def upgrade(dsn: str, revision: str = "head") -> None:
-    """Bring the database to `revision`; nothing happens where it is there. Raises `DatabaseUnavailable`.
+    """Bring the database to `revision`, where it is not there yet.
 
-    Any number of callers may do so at once.
+    Any number of callers may do so at once. Raises `DatabaseUnavailable`.
     """
     _run(dsn, "upgrading", revision)
 

@@ -1,9 +1,10 @@
 """The sink: WAL records into Postgres, in the transaction of the progress row that covers them.
 
-Protocol, section 6. Commands are copied into a temporary table first, since only an INSERT can leave out
-those whose `request_uuid` is there already; what is below the others can't conflict and is copied straight
-into its table. A record that holds content which Postgres refuses is halved under savepoints until the
-entries at fault are alone; they become dead letters, the others go in as ever.
+Protocol, section 6. Commands are copied into a temporary table first, since only an INSERT can
+leave out those whose `request_uuid` is there already; what is below the others can't conflict and
+is copied straight into its table. A record that holds content which Postgres refuses is halved
+under savepoints until the entries at fault are alone; they become dead letters, the others go in as
+ever.
 """
 
 import logging
@@ -116,7 +117,10 @@ _log = logging.getLogger(__name__)
 
 
 class Sink:
-    """The one writer of an environment's rows, on one connection. After an error it is spent: connect anew."""
+    """The one writer of an environment's rows, on one connection.
+
+    After an error it is spent: connect anew.
+    """
 
     def __init__(self, connection: Connection, environment: str, persist_digests: bool) -> None:
         self._connection = connection
@@ -134,7 +138,8 @@ class Sink:
     ) -> Self:
         """Connect, take the environment's advisory lock and make sure of the schema's revision.
 
-        Raises `DatabaseUnavailable`, also when another process holds the lock or migrations are due.
+        Raises `DatabaseUnavailable`, also when another process holds the lock or migrations are
+        due.
         """
         connection = await open_connection(dsn, "journal-replication", limits)
         try:
@@ -170,8 +175,8 @@ class Sink:
     ) -> Progress:
         """Commit `batches`, the whole log from `progress` up to `end_offset`, and the new progress.
 
-        All of it or nothing is committed; after `DatabaseUnavailable` only the progress row tells which.
-        Raises `ReplicationRefused` when Postgres is not exactly where `progress` says.
+        All of it or nothing is committed; after `DatabaseUnavailable` only the progress row tells
+        which. Raises `ReplicationRefused` when Postgres is not exactly where `progress` says.
         """
         entries = numbered(batches)
         after = advance(progress, entries, end_offset)
@@ -198,8 +203,8 @@ class Sink:
     async def adopt(self, wal_id: str) -> Progress:
         """Let the new WAL `wal_id` go on behind what Postgres holds of the environment.
 
-        The progress row then stands at the beginning of that WAL, its `last_command_id` the newest known.
-        A WAL that was adopted before keeps its place.
+        The progress row then stands at the beginning of that WAL, its `last_command_id` the newest
+        known. A WAL that was adopted before keeps its place.
         """
         with translated("adopting a WAL"):
             row = await self._connection.fetchrow(_ADOPT, self._environment, wal_id)
@@ -209,7 +214,7 @@ class Sink:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:
-        """Not the driver's: after any but a content error, it would wait for a server that may be gone."""
+        """Unlike the driver's, it waits for no server that may be gone after an error."""
         await self._connection.execute("BEGIN")
         try:
             yield
@@ -264,11 +269,16 @@ class Sink:
         if balances:
             amounts, command_ids, timestamps = zip(*balances.values(), strict=True)
             await self._connection.execute(
-                _UPSERT_BALANCES, self._environment, list(balances), amounts, command_ids, timestamps
+                _UPSERT_BALANCES,
+                self._environment,
+                list(balances),
+                amounts,
+                command_ids,
+                timestamps,
             )
 
     async def _insert_what_can_be(self, entries: Sequence[Numbered]) -> int:
-        """Insert `entries` in their order, each that is refused as a dead letter; returns how many."""
+        """Insert `entries` in order, those refused as dead letters; returns their number."""
         await self._connection.execute("SAVEPOINT span")
         try:
             await self._insert(entries)

@@ -1,6 +1,7 @@
 """The replication process: follows the log up to the durable offset it is told, and fills Postgres.
 
-It only reads the WAL, owns the one writing connection to Postgres, and ends at once when the worker does.
+It only reads the WAL, owns the one writing connection to Postgres, and ends at once when the worker
+does.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ class Replicator:
         self._status: Status | None = None
 
     async def run(self) -> None:
-        """Replicate until drained; connection losses are retried, contradictions stop it for good."""
+        """Replicate until drained; connection losses are retried, contradictions stop it."""
         listener = asyncio.create_task(self._listen(), name="replication-link")
         await self._next_news()
         delay_s = _FIRST_DELAY_S
@@ -101,19 +102,23 @@ class Replicator:
         return after
 
     async def _agree(self, progress: Progress | None) -> Progress:
-        """Check the progress row against the log. Raises `ReplicationRefused` where they contradict."""
+        """Check the progress row against the log.
+
+        Raises `ReplicationRefused` where they contradict.
+        """
         checkpoint = read_checkpoint(self._files, self._settings.checkpoint_path)
         kept_from = checkpoint.retained_offset if checkpoint else 0
         known = Progress(wal_id=self._wal_id) if progress is None else progress
         if known.wal_id != self._wal_id:
             raise ReplicationRefused(
-                f"Postgres holds environment {self._settings.environment!r} as of the log {known.wal_id}; "
-                f"this is the log {self._wal_id}. Nothing is inserted; see `journal adopt`"
+                f"Postgres holds environment {self._settings.environment!r} as of the log "
+                f"{known.wal_id}; this is the log {self._wal_id}. Nothing is inserted; see "
+                "`journal adopt`"
             )
         if known.wal_offset > self._durable:
             raise ReplicationRefused(
-                f"Postgres says that the log was replicated up to {known.wal_offset}, but it ends at "
-                f"{self._durable}: this is an older copy of it. Nothing is inserted"
+                f"Postgres says that the log was replicated up to {known.wal_offset}, but it "
+                f"ends at {self._durable}: this is an older copy of it. Nothing is inserted"
             )
         if known.wal_offset < kept_from:
             raise ReplicationRefused(missing(known.wal_offset, kept_from))

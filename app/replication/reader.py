@@ -1,4 +1,4 @@
-"""What the worker asks Postgres: small questions with short limits, on connections made when needed."""
+"""What the worker asks Postgres: small questions with short limits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,9 +30,9 @@ _MIGRATED: Final = "SELECT to_regclass('public.replication_progress') IS NOT NUL
 _SUMMARY: Final = """
 SELECT
     (SELECT count(*) FROM
-        (SELECT FROM engine_commands WHERE environment = $1 LIMIT $2) AS some) AS commands,
+        (SELECT FROM engine_commands WHERE environment = $1 LIMIT $2) AS counted) AS commands,
     (SELECT count(*) FROM
-        (SELECT FROM dead_letters WHERE environment = $1 LIMIT $2) AS some) AS dead_letters,
+        (SELECT FROM dead_letters WHERE environment = $1 LIMIT $2) AS counted) AS dead_letters,
     greatest(
         (SELECT max(command_id) FROM engine_commands WHERE environment = $1),
         (SELECT max(command_id) FROM dead_letters WHERE environment = $1)) AS newest_command_id

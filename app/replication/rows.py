@@ -1,6 +1,7 @@
-"""Entries as rows of the tables in Postgres (protocol, sections 3 and 6). Pure: values in, values out.
+"""Entries as rows of the tables in Postgres (protocol, sections 3 and 6).
 
-An entry's values are taken on trust here: what Postgres or its driver refuses is told apart later.
+Pure: values in, values out. An entry's values are taken on trust here: what Postgres or its driver
+refuses is told apart later.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,9 +31,9 @@ _encode_map = msgspec.msgpack.Encoder().encode
 class Progress(Struct, frozen=True, kw_only=True):
     """How far the WAL `wal_id` has been replicated: the row of `replication_progress`.
 
-    `wal_offset` is the end of the last record that is in Postgres, `last_command_id` the newest one in it,
-    `last_l2_seq` the highest `l2_sequence` of any event so far, `dead_letters` their number. The defaults
-    are those of a WAL of which nothing has been replicated.
+    `wal_offset` is the end of the last record that is in Postgres, `last_command_id` the
+    newest one in it, `last_l2_seq` the highest `l2_sequence` of any event so far, `dead_letters`
+    their number. The defaults are those of a WAL of which nothing has been replicated.
     """
 
     wal_id: str
@@ -135,9 +136,7 @@ _BALANCE_COLUMNS: Final = (
 
 def numbered(batches: Sequence[Batch]) -> list[Numbered]:
     """The entries of `batches`, each with its `command_id`."""
-    return [
-        pair for batch in batches for pair in enumerate(batch.commands, batch.first_command_id)
-    ]
+    return [pair for batch in batches for pair in enumerate(batch.commands, batch.first_command_id)]
 
 
 def advance(progress: Progress, entries: Sequence[Numbered], end_offset: int) -> Progress:
@@ -157,7 +156,8 @@ def advance(progress: Progress, entries: Sequence[Numbered], end_offset: int) ->
         newest = command_id
         for event in entry.events:
             sequence = event.l2_sequence
-            # One that no column holds makes its entry a dead letter; it must not take the rest along.
+            # One that no column holds makes its entry a dead letter; it must not take the rest
+            # along.
             if (
                 sequence is not None
                 and (highest is None or sequence > highest)
@@ -206,7 +206,12 @@ def child_rows(
     ]
     if persist_digests:
         digests = [
-            (environment, command_id, encode_digest(entry.pre_digest), encode_digest(entry.post_digest))
+            (
+                environment,
+                command_id,
+                encode_digest(entry.pre_digest),
+                encode_digest(entry.post_digest),
+            )
             for command_id, entry in entries
         ]
         tables.append(TableRows("engine_command_digests", _DIGEST_COLUMNS, digests))
@@ -216,8 +221,8 @@ def child_rows(
 def newest_balances(entries: Iterable[Numbered]) -> dict[bytes, Balance]:
     """For each wallet that `entries` (oldest first) touch, its balance after the newest of them.
 
-    Within an entry the highest `balance_update_seq` counts, the later of equals; a withdrawal counts where
-    its entry has no update for the wallet.
+    Within an entry the highest `balance_update_seq` counts, the later of equals; a withdrawal
+    counts where its entry has no update for the wallet.
     """
     balances: dict[bytes, Balance] = {}
     for command_id, entry in entries:

@@ -1,11 +1,11 @@
-"""The tables of the journal in Postgres (protocol, section 6), as the metadata migrations are held to.
+"""The tables of the journal in Postgres (protocol, section 6), as migrations must make them.
 
-Migrations alone create them; a test compares what they make with what is declared here. Columns bear the
-names of the entry's fields (section 3).
+Migrations alone create them; a test compares what they make with what is declared here. Columns
+bear the names of the entry's fields (section 3).
 
-There are no foreign keys. The one writer inserts children in the transaction of their parent, so a key
-could only confirm what it just did, at an index look-up for each copied row, and would forbid detaching or
-moving a shard table by table.
+There are no foreign keys. The one writer inserts children in the transaction of their parent, so a
+key could only confirm what it just did, at an index look-up for each copied row, and would forbid
+detaching or moving a shard table by table.
 """
 
 from typing import Any, Final

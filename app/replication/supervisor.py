@@ -56,12 +56,18 @@ class ReplicationSupervisor:
         return None if self._process is None else self._process.pid
 
     def publish(self, offset: int) -> None:
-        """Tell the process how far the log is durable. Never waits; what can't be told now is told later."""
+        """Tell the process how far the log is durable.
+
+        Never waits; what can't be told now is told later.
+        """
         self._durable = offset
         self._tell()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Let the process replicate what is durable and end; False when it did not in time and was killed."""
+        """Let the process replicate what is durable and end.
+
+        False when it did not in time and was killed.
+        """
         if self._task is None:
             return True
         self._draining = True
@@ -95,14 +101,22 @@ class ReplicationSupervisor:
             if loop.time() - started > _LONGEST_DELAY_S:
                 delay_s = _FIRST_DELAY_S
             self._change(Status(DOWN, f"the replication process ended with status {code}"))
-            _log.error("the replication process ended with status %s; restarting in %.1f s", code, delay_s)
+            _log.error(
+                "the replication process ended with status %s; restarting in %.1f s", code, delay_s
+            )
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
     async def _run_once(self) -> int | None:
         ours, theirs = socket_pair()
         with theirs:
-            command = (sys.executable, "-m", "app.replication.process", str(theirs.fileno()), self._wal_id)
+            command = (
+                sys.executable,
+                "-m",
+                "app.replication.process",
+                str(theirs.fileno()),
+                self._wal_id,
+            )
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 env={**os.environ, **self._environ},

@@ -1,4 +1,7 @@
-"""Following the log from an offset: decoded records, in chunks, never past what is known to be durable."""
+"""Following the log from an offset.
+
+Decoded records, in chunks, never past what is known to be durable.
+"""
 
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,7 +26,10 @@ class Chunk(NamedTuple):
 
 
 class Tail:
-    """Reads forward from `offset`. Raises `ReplicationRefused` when the log does not have it any more."""
+    """Reads forward from `offset`.
+
+    Raises `ReplicationRefused` when the log does not have it any more.
+    """
 
     def __init__(self, files: FileSystem, directory: Path, offset: int) -> None:
         self.offset = offset
@@ -32,7 +38,10 @@ class Tail:
         self._reader: SegmentReader | None = None
 
     def read(self, durable: int, max_entries: int) -> Chunk:
-        """The next records that end at or before `durable`: about `max_entries`, a record never split."""
+        """The next records that end at or before `durable`.
+
+        About `max_entries`, a record never split.
+        """
         batches: list[Batch] = []
         entries = size = 0
         while self.offset < durable and entries < max_entries and size < _MAX_CHUNK_BYTES:
@@ -83,8 +92,8 @@ class Tail:
 def missing(offset: int, kept_from: int) -> str:
     """Say which range of the log is gone."""
     return (
-        f"the log from offset {offset} to {kept_from} was given back and Postgres does not have it: "
-        "restore a newer backup of the database"
+        f"the log from offset {offset} to {kept_from} was given back and Postgres does not have "
+        "it: restore a newer backup of the database"
     )
 
 

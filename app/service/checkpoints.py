@@ -1,7 +1,9 @@
-"""Keeping the checkpoint: it follows the progress of replication, and the log is given back behind it.
+"""Keeping the checkpoint.
 
-Order (protocol, section 5): Postgres has committed; the checkpoint is replaced and synced; then segments are
-unlinked and punched, up to a limit that the checkpoint on disk already names.
+It follows the progress of replication, and the log is given back behind it.
+
+Order (protocol, section 5): Postgres has committed; the checkpoint is replaced and synced; then
+segments are unlinked and punched, up to a limit that the checkpoint on disk already names.
 """
 
 import asyncio
@@ -28,7 +30,9 @@ _STEP_BYTES: Final = 1 << 20
 
 
 class CheckpointKeeper:
-    """Owns `checkpoint.json`. `current` is what is on disk, or where recovery found things at start.
+    """Owns `checkpoint.json`.
+
+    `current` is what is on disk, or where recovery found things at start.
 
     `keep_from` gives the lowest offset that is needed for other reasons than replication.
     """
@@ -63,7 +67,7 @@ class CheckpointKeeper:
         self._task = asyncio.create_task(self._run(), name="checkpoint-keeper")
 
     def progressed(self, progress: Progressed) -> None:
-        """Replication has come to another place; back to an earlier one, after a restored backup."""
+        """Replication is at another place now; an earlier one, after a restored backup."""
         if progress.wal_offset < self._wanted.wal_offset:
             _log.warning(
                 "the checkpoint goes back from %d to %d, where Postgres is",
@@ -113,7 +117,10 @@ class CheckpointKeeper:
             self._urgent.clear()
 
     async def _write(self) -> bool:
-        """Write the checkpoint if it has moved, and give back behind it. False when it could not be written."""
+        """Write the checkpoint if it has moved, and give back behind it.
+
+        False when it could not be written.
+        """
         wanted = replace(self._wanted, retained_offset=self._retain(self._wanted))
         if wanted != self.current or not self._files.exists(self._path):
             try:

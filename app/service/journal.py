@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -75,7 +74,10 @@ class Journal:
     # -- life -----------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Start everything, in the order of the promise. Raises `JournalError` when that must not be."""
+        """Start everything, in the order of the promise.
+
+        Raises `JournalError` when that must not be.
+        """
         self._loop = asyncio.get_running_loop()
         settings = self.settings
         self._lock_fd = await asyncio.to_thread(lock_wal, self._files, settings)
@@ -86,9 +88,7 @@ class Journal:
         self._reader = Reader(dsn, settings.environment)
         held = await ask_postgres(self._reader)
         syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
-        opened = await asyncio.to_thread(
-            open_log, self._files, settings, syncer, held, _now_ms
-        )
+        opened = await asyncio.to_thread(open_log, self._files, settings, syncer, held, _now_ms)
         self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
         if held and held.progress:
             self.dead_letters = held.progress.dead_letters
@@ -134,7 +134,7 @@ class Journal:
         self._replication.start()
 
     def drain(self) -> None:
-        """Refuse new entries from now on; what is queued still becomes durable and is acknowledged."""
+        """Refuse new entries from now on; what is queued is still made durable and answered."""
         self.state = State.DRAINING
         if self._writer is not None:
             self._writer.refuse(State.DRAINING.value)
@@ -208,7 +208,8 @@ class Journal:
     async def look_up(self, request_uuid: UUID) -> tuple[int, EntryStatus] | None:
         """The command_id and status of an entry; None when it is unknown.
 
-        Raises `DatabaseUnavailable` when only Postgres could know, or could know better, and does not.
+        Raises `DatabaseUnavailable` when only Postgres could know, or could know better, and does
+        not.
         """
         if self._writer is None or self._keeper is None or self._reader is None:
             raise Unavailable(self.state.value)
@@ -225,8 +226,8 @@ class Journal:
         oldest = self._writer.index.oldest_command_id
         if oldest is not None and replicated_id < oldest - 1:
             raise DatabaseUnavailable(
-                f"replication has reached command_id {replicated_id}; entries up to {oldest - 1} that are "
-                "not in Postgres yet can't be looked up"
+                f"replication has reached command_id {replicated_id}; entries up to {oldest - 1} "
+                "that are not in Postgres yet can't be looked up"
             )
         return None
 
@@ -351,5 +352,3 @@ def _resolve(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-

@@ -1,4 +1,4 @@
-"""Opening a data directory: lock it, recover the log or begin one, and say how the writer goes on."""
+"""Opening a data directory: lock it, recover the log or begin one."""
 
 import logging
 from collections.abc import Callable
@@ -101,7 +101,11 @@ def open_log(
 
 
 def begin_log(
-    files: FileSystem, settings: Settings, wal_id: str, first_command_id: int, now_ms: Callable[[], int]
+    files: FileSystem,
+    settings: Settings,
+    wal_id: str,
+    first_command_id: int,
+    now_ms: Callable[[], int],
 ) -> Segment:
     """Create the first segment of a new log, durably."""
     remove_drafts(files, settings.wal_dir)
@@ -131,7 +135,8 @@ def _begin(
     if held is None and not settings.allow_new_wal:
         raise StartRefused(
             f"{settings.wal_dir} is empty and Postgres can't be reached to ask whether environment "
-            f"{settings.environment!r} was journaled before; start it, or set JOURNAL_ALLOW_NEW_WAL=true"
+            f"{settings.environment!r} was journaled before; start it, or set "
+            "JOURNAL_ALLOW_NEW_WAL=true"
         )
     if held is not None and held.used:
         raise StartRefused(

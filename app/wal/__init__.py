@@ -1,1 +1,4 @@
-"""The write-ahead log: its format, its files, writing, reading and recovering it (protocol, section 5)."""
+"""The write-ahead log.
+
+Its format, its files, writing, reading and recovering it (protocol, section 5).
+"""

@@ -1,7 +1,9 @@
-"""`checkpoint.json`: how far the log has been replicated, and from where on it is kept (protocol, section 5).
+"""`checkpoint.json`.
 
-It follows the progress row in Postgres, which is the truth. `retained_offset` is an addition of this
-implementation: everything before it may have been given back, so reading begins there.
+How far the log has been replicated, and from where on it is kept (protocol, section 5).
+
+It follows the progress row in Postgres, which is the truth. `retained_offset` is an addition of
+this implementation: everything before it may have been given back, so reading begins there.
 """
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from app.wal.files import FileSystem, write_new_file
 
 
 class Checkpoint(Struct, kw_only=True, frozen=True):
-    """How far replication has come: everything that ends at or before `wal_offset` is in Postgres."""
+    """How far replication has come: what ends at or before `wal_offset` is in Postgres."""
 
     wal_id: str
     environment: str
@@ -27,7 +29,10 @@ _decoder = msgspec.json.Decoder(Checkpoint)
 
 
 def read_checkpoint(files: FileSystem, path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`; None when it is missing or torn. Raises `OSError` when it can't be read."""
+    """The checkpoint at `path`.
+
+    None when it is missing or torn. Raises `OSError` when it can't be read.
+    """
     if not files.exists(path):
         return None
     return decode_checkpoint(files.read_file(path))
@@ -45,4 +50,6 @@ def decode_checkpoint(data: bytes) -> Checkpoint | None:
 
 def write_checkpoint(files: FileSystem, path: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint atomically; file and directory are synced. Raises `OSError`."""
-    write_new_file(files, path, msgspec.json.format(msgspec.json.encode(checkpoint), indent=2) + b"\n")
+    write_new_file(
+        files, path, msgspec.json.format(msgspec.json.encode(checkpoint), indent=2) + b"\n"
+    )

@@ -1,6 +1,7 @@
 """The duplicate index: which `request_uuid`s the newest entries have, and with what content.
 
-It covers at least the newest `window` entries (protocol, section 2). An entry gets in only after its sync.
+It covers at least the newest `window` entries (protocol, section 2). An entry gets in only after
+its sync.
 """
 
 from bisect import bisect_left
@@ -18,7 +19,7 @@ class Known(NamedTuple):
 
 
 class DuplicateIndex:
-    """Maps the integer form of a `request_uuid` to `(command_id, fingerprint)`, oldest batches evicted.
+    """Maps `request_uuid`s, as integers, to `(command_id, fingerprint)`; drops the oldest records.
 
     Reads are safe from other threads; only the writer adds.
     """
@@ -32,8 +33,9 @@ class DuplicateIndex:
         self._ends: list[int] = []
         self._last_ids: list[int] = []
         self._first = 0
-        # Where the oldest covered record begins, so that the log is kept from there on; None when empty.
-        # And the first command_id that is surely covered. Plain attributes, since other threads read them.
+        # Where the oldest covered record begins, so that the log is kept from there on; None when
+        # empty. And the first command_id that is surely covered. Plain attributes, since other
+        # threads read them.
         self.start_offset: int | None = None
         self.oldest_command_id: int | None = None
 
@@ -61,7 +63,7 @@ class DuplicateIndex:
         keys: Sequence[int],
         fingerprints: Sequence[bytes],
     ) -> None:
-        """Add the entries of a synced record, and drop the oldest records that are not needed any more."""
+        """Add the entries of a synced record, and drop records that are not needed any more."""
         ids = range(first_command_id, first_command_id + len(keys))
         self._known.update(zip(keys, zip(ids, fingerprints, strict=True), strict=True))
         self._keys.append(keys)
@@ -81,5 +83,5 @@ class DuplicateIndex:
             self._first += 1
         if self._first >= _TRIM_AT:
             for items in (self._keys, self._offsets, self._ends, self._last_ids):
-                del items[: self._first]  # type: ignore[attr-defined]
+                del items[: self._first]
             self._first = 0

@@ -1,7 +1,10 @@
-"""The file-system seam: the only module that opens, writes, syncs, renames, cuts, punches and locks.
+"""The file-system seam.
 
-Everything above takes a `FileSystem`, so that a test can put one in its place that fails, or that forgets
-what was not synced. Methods raise `OSError` as the kernel gives it; meaning is added by the callers.
+The only module that opens, writes, syncs, renames, cuts, punches and locks.
+
+Everything above takes a `FileSystem`, so that a test can put one in its place that fails, or that
+forgets what was not synced. Methods raise `OSError` as the kernel gives it; meaning is added by the
+callers.
 """
 
 import ctypes
@@ -142,7 +145,7 @@ class FileSystem:
         os.unlink(path)
 
     def lock(self, path: Path) -> int:
-        """Take an exclusive lock on `path`, creating it. Raises `BlockingIOError` when it is taken."""
+        """Take an exclusive lock on `path`, creating it; `BlockingIOError` when it is taken."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,10 +171,10 @@ def write_new_file(
     data: bytes | bytearray,
     prepare: Callable[[int], None] = lambda fd: None,
 ) -> None:
-    """Write, sync and then name a file, replacing what was at `path`, so that it never shows a part.
+    """Write and sync a draft, then name it `path`, which so never shows a part of it.
 
-    File and directory are synced. `prepare` is called with the open descriptor before the data is written.
-    Raises `OSError`; the draft is removed then.
+    File and directory are synced. `prepare` is called with the open descriptor before the data is
+    written. Raises `OSError`; the draft is removed then.
     """
     draft = path.with_name(path.name + DRAFT_SUFFIX)
     if files.exists(draft):

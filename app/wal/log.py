@@ -24,7 +24,8 @@ class Log:
     """The last segment of a WAL, open for appending.
 
     `end` is the logical offset behind the last record that was appended. `append` and `sync` raise
-    `WalFailed` when the process must stop, `append` and `reserve` raise `DiskFull` when it may go on.
+    `WalFailed` when the process must stop, `append` and `reserve` raise `DiskFull` when it may go
+    on.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class Log:
         return self._syncer.name
 
     def reserve(self, size: int, first_command_id: int) -> int:
-        """The offset at which a record of about `size` bytes will lie; begins a new segment for it if need be."""
+        """The offset at which a record of about `size` bytes will lie.
+
+        Begins a new segment for it if need be.
+        """
         filled = self.end - self._start
         if self._has_records and filled + size > self._segment_bytes:
             self._roll(first_command_id)
@@ -65,9 +69,13 @@ class Log:
             self._files.write(self._fd, record, at)
         except OSError as error:
             if error.errno not in _NO_ROOM:
-                raise WalFailed(f"writing {self._path.name} at {self.end} failed: {error}") from error
+                raise WalFailed(
+                    f"writing {self._path.name} at {self.end} failed: {error}"
+                ) from error
             self._cut(at)
-            raise DiskFull(f"no room for a record of {len(record)} bytes on the volume of the WAL") from error
+            raise DiskFull(
+                f"no room for a record of {len(record)} bytes on the volume of the WAL"
+            ) from error
         self.end += len(record)
         self._has_records = True
         return self.end
@@ -101,7 +109,7 @@ class Log:
             allocate(self._files, self._fd, segment.size, self._segment_bytes - segment.size)
 
     def _roll(self, first_command_id: int) -> None:
-        """Close the segment and go on in a new one, which is durable with its genesis before it is used."""
+        """Go on in a new segment, which is durable with its genesis before it is used."""
         directory = self._path.parent
         try:
             segment = create_segment(

@@ -1,6 +1,7 @@
 """Reading records from segments, streaming and in bounded memory, up to the first fault.
 
-Recovery reads with it to the end of the log; replication reads up to the offset it was told is durable.
+Recovery reads with it to the end of the log; replication reads up to the offset it was told is
+durable.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class Fault:
 
 
 class Frame(NamedTuple):
-    """One record as it lies in the log: its logical offset, where it ends, and its checked payload."""
+    """One record as it lies in the log: its logical offset, its end, its checked payload."""
 
     offset: int
     end: int
@@ -57,7 +58,7 @@ class Frame(NamedTuple):
 
 
 class SegmentReader:
-    """Reads the frames of one segment. `fault` says why iteration ended before `limit`, if it did."""
+    """Reads the frames of one segment. `fault` says why it ended before `limit`, if it did."""
 
     def __init__(self, files: FileSystem, segment: Segment) -> None:
         self._files = files
@@ -94,7 +95,9 @@ class SegmentReader:
                 continue
             payload = chunk[at + FRAME_BYTES : at + need]
             if not crc_matches(payload, crc):
-                self.fault = Fault(self.segment, offset, FaultKind.WRONG_CRC, "the CRC-32C does not match")
+                self.fault = Fault(
+                    self.segment, offset, FaultKind.WRONG_CRC, "the CRC-32C does not match"
+                )
                 return
             yield Frame(offset, offset + need, payload)
             offset += need
@@ -104,7 +107,9 @@ class SegmentReader:
         return self._files.read(self._fd, length, offset - self.segment.start)
 
     def find_valid_record(self, offset: int) -> int | None:
-        """The logical offset of the first valid record at or behind `offset`; None when there is none.
+        """The logical offset of the first valid record at or behind `offset`.
+
+        None when there is none.
 
         Tries every byte: a candidate is wherever the signature of a payload is found.
         """
@@ -152,11 +157,13 @@ class SegmentReader:
 
 
 def decode_frame(segment: Segment, frame: Frame) -> Genesis | RawBatch | Fault:
-    """Decode a frame, commands left encoded, and check its own offset; a `Fault` where that fails."""
+    """Decode a frame, commands left encoded; a `Fault` where it or its offset is wrong."""
     try:
         record = decode_raw(frame.payload)
     except msgspec.DecodeError as error:
-        return Fault(segment, frame.offset, FaultKind.UNDECODABLE, f"the payload does not decode: {error}")
+        return Fault(
+            segment, frame.offset, FaultKind.UNDECODABLE, f"the payload does not decode: {error}"
+        )
     if record.offset != frame.offset:
         reason = f"the record says that its offset is {record.offset}"
         return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
@@ -164,7 +171,7 @@ def decode_frame(segment: Segment, frame: Frame) -> Genesis | RawBatch | Fault:
 
 
 def segment_of(segments: Sequence[Segment], offset: int) -> int:
-    """The index of the segment that holds a logical offset, or the last one for the end of the log."""
+    """The index of the segment that holds an offset; the last one for the end of the log."""
     for index in range(len(segments) - 1, -1, -1):
         if segments[index].start <= offset:
             return index
@@ -172,7 +179,7 @@ def segment_of(segments: Sequence[Segment], offset: int) -> int:
 
 
 def _own_offset(probe: bytes) -> int | None:
-    """The `offset` that the beginning of a record announces, without trusting anything else of it."""
+    """The `offset` that the beginning of a record announces, trusting nothing else of it."""
     if len(probe) <= _SIGNATURE_AT or not 0x82 <= probe[FRAME_BYTES] <= 0x8F:
         return None
     at = _SIGNATURE_AT + len(_SIGNATURE)

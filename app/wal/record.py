@@ -1,7 +1,7 @@
 """The framing and the payloads of WAL records. Pure: bytes in, values out (protocol, section 5).
 
-A record is `u32 LE payload length ‖ u32 LE CRC-32C of the payload ‖ payload`. The payload is a MessagePack
-map whose first two keys are `kind` and `offset`, the record's own logical offset.
+A record is `u32 LE payload length ‖ u32 LE CRC-32C of the payload ‖ payload`. The payload is a
+MessagePack map whose first two keys are `kind` and `offset`, the record's own logical offset.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,10 @@ class Genesis(Struct, tag_field="kind", tag="genesis", kw_only=True, frozen=True
 
 
 class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
-    """A group commit with its commands left encoded: enough for recovery, and what the writer writes."""
+    """A group commit with its commands left encoded.
+
+    Enough for recovery, and what the writer writes.
+    """
 
     offset: int
     first_command_id: int
@@ -63,8 +66,12 @@ class _RequestUuid(Struct):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_raw_decoder = msgspec.msgpack.Decoder(Genesis | RawBatch)
-_decoder = msgspec.msgpack.Decoder(Genesis | Batch, dec_hook=decode_hook)
+_raw_decoder: Final[msgspec.msgpack.Decoder[Genesis | RawBatch]] = msgspec.msgpack.Decoder(
+    Genesis | RawBatch
+)
+_decoder: Final[msgspec.msgpack.Decoder[Genesis | Batch]] = msgspec.msgpack.Decoder(
+    Genesis | Batch, dec_hook=decode_hook
+)
 _uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
 
 
@@ -87,7 +94,7 @@ def raw_commands(bodies: Sequence[bytes]) -> list[Raw]:
 
 def unpack_frame(header: bytes | bytearray | memoryview) -> tuple[int, int]:
     """Split the 8 bytes before a payload into its length and CRC."""
-    return _frame.unpack(header)  # type: ignore[return-value]
+    return _frame.unpack(header)
 
 
 def crc_matches(payload: bytes | bytearray | memoryview, crc: int) -> bool:

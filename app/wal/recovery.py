@@ -1,6 +1,7 @@
-"""Recovery: deciding what the end of a log means, and making it ready to go on (protocol, section 5).
+"""Recovery: deciding what the end of a log means, and making it ready (protocol, section 5).
 
-The decision table is `judge`, a pure function with one test a row. Nothing is changed before the verdict.
+The decision table is `judge`, a pure function with one test a row. Nothing is changed before the
+verdict.
 """
 
 import logging
@@ -70,9 +71,9 @@ def recover(
         raise corruption(scan, evidence)
     if verdict is Verdict.DAMAGED_TAIL and scan.fault is not None:
         raise StartRefused(
-            f"{last.path.name}: offset {scan.fault.offset}: {scan.fault.reason}. It is the last record and "
-            "nothing shows that it was acknowledged; `journal wal repair` can cut it off, and so does "
-            "JOURNAL_WAL_TAIL=tolerant"
+            f"{last.path.name}: offset {scan.fault.offset}: {scan.fault.reason}. It is the last "
+            "record and nothing shows that it was acknowledged; `journal wal repair` can cut it "
+            "off, and so does JOURNAL_WAL_TAIL=tolerant"
         )
     remove_drafts(files, last.path.parent)
     if verdict is Verdict.TORN_TAIL:
@@ -95,7 +96,8 @@ def corruption(scan: Scan, evidence: Evidence) -> CorruptionError:
         return CorruptionError(
             scan.segments[-1].path.name,
             scan.end,
-            f"the log ends here, but {evidence.source} shows that it was durable up to {evidence.offset}",
+            f"the log ends here, but {evidence.source} shows that it was durable up to "
+            f"{evidence.offset}",
         )
     reason = scan.fault.reason
     if scan.fault.offset < evidence.offset:
@@ -106,7 +108,10 @@ def corruption(scan: Scan, evidence: Evidence) -> CorruptionError:
 
 
 def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
-    """Copy what lies behind the last good record aside, cut it off and sync. Returns the copy's path."""
+    """Copy what lies behind the last good record aside, cut it off and sync.
+
+    Returns the copy's path.
+    """
     last = scan.segments[-1]
     aside = last.path.with_name(f"{last.path.name}.{scan.end}.torn")
     fd = files.open(last.path, write=True)
@@ -118,7 +123,8 @@ def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
     finally:
         files.close(fd)
     _log.warning(
-        "cut a torn tail of %d bytes off %s at offset %d (%s); it was never acknowledged; copied to %s",
+        "cut a torn tail of %d bytes off %s at offset %d (%s); it was never acknowledged and is "
+        "copied to %s",
         len(tail),
         last.path.name,
         scan.end,
@@ -139,14 +145,16 @@ def _rewrite_last_record(
 ) -> None:
     """Write the last record in place once more and sync it.
 
-    A process that died may have left it in the page cache alone, or after a failed sync even marked clean;
-    only a fresh write makes the sync mean something.
+    A process that died may have left it in the page cache alone, or after a failed sync even marked
+    clean; only a fresh write makes the sync mean something.
     """
     if not segment.start <= offset < end:
         return
     fd = files.open(segment.path, write=True)
     try:
-        files.write(fd, files.read(fd, end - offset, offset - segment.start), offset - segment.start)
+        files.write(
+            fd, files.read(fd, end - offset, offset - segment.start), offset - segment.start
+        )
         syncer.sync(fd)
     finally:
         files.close(fd)

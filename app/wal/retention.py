@@ -1,7 +1,9 @@
-"""Giving back: whole segments are unlinked, the rest is hole-punched, up to a limit (protocol, section 5).
+"""Giving back.
 
-The limit must be on disk as the checkpoint's `retained_offset` before anything is given back, since reading
-begins there after a restart.
+Whole segments are unlinked, the rest is hole-punched, up to a limit (protocol, section 5).
+
+The limit must be on disk as the checkpoint's `retained_offset` before anything is given back, since
+reading begins there after a restart.
 """
 
 import logging
@@ -17,8 +19,8 @@ _log = logging.getLogger(__name__)
 def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int:
     """Give the bytes in [`start`, `limit`) back, genesis records excepted. Returns how many were.
 
-    `start` is where the last call ended, so that nothing is punched twice. The last segment is never
-    unlinked. A file system that can't punch keeps its bytes until the whole segment goes.
+    `start` is where the last call ended, so that nothing is punched twice. The last segment is
+    never unlinked. A file system that can't punch keeps its bytes until the whole segment goes.
     """
     segments = list_segments(files, directory)
     given_back = 0
@@ -29,7 +31,9 @@ def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int
     if given_back:
         files.sync_directory(directory)
     for segment in segments:
-        if segment.start < limit < segment.end or (segment is segments[-1] and limit == segment.end):
+        if segment.start < limit < segment.end or (
+            segment is segments[-1] and limit == segment.end
+        ):
             given_back += _punch(files, segment, max(start, segment.start), limit)
     return max(given_back, 0)
 
@@ -49,7 +53,9 @@ def _punch(files: FileSystem, segment: Segment, start: int, limit: int) -> int:
     try:
         files.punch(fd, start - segment.start, limit - start)
     except OSError as error:
-        _log.info("can't punch %s, its bytes stay until the segment goes: %s", segment.path.name, error)
+        _log.info(
+            "can't punch %s, its bytes stay until the segment goes: %s", segment.path.name, error
+        )
         return 0
     finally:
         files.close(fd)

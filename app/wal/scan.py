@@ -1,7 +1,7 @@
 """Reading a whole log at start: what is in it, and where and how it ends (protocol, section 5).
 
-Streaming: memory is bounded by one record, whatever the length of the log. Nothing is changed here; what a
-fault means is decided in `app.wal.recovery`.
+Streaming: memory is bounded by one record, whatever the length of the log. Nothing is changed here;
+what a fault means is decided in `app.wal.recovery`.
 """
 
 from collections import deque
@@ -58,7 +58,8 @@ def scan_log(
 ) -> Scan:
     """Read the log from its first kept record to its end. Changes nothing.
 
-    Raises `CorruptionError` for what no tail can explain: segments that do not meet, another log's record.
+    Raises `CorruptionError` for what no tail can explain: segments that do not meet, another log's
+    record.
     """
     segments = list_segments(files, directory)
     first = segments[0]
@@ -157,7 +158,9 @@ def _check_order(
     """A segment begins with the genesis of this log, and command ids never go back."""
     at_start = frame.offset == segment.start
     if at_start != isinstance(record, Genesis):
-        reason = "a segment does not begin with a genesis" if at_start else "a genesis inside a segment"
+        reason = (
+            "a segment does not begin with a genesis" if at_start else "a genesis inside a segment"
+        )
         return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
     if isinstance(record, Genesis):
         _check_same_log(segment, record, owner)
@@ -175,7 +178,9 @@ def _read_genesis(files: FileSystem, segment: Segment) -> tuple[Genesis, int]:
             record = decode_frame(segment, frame)
             if isinstance(record, Genesis):
                 return record, frame.end
-            reason = record.reason if isinstance(record, Fault) else "the first record is no genesis"
+            reason = (
+                record.reason if isinstance(record, Fault) else "the first record is no genesis"
+            )
             raise CorruptionError(segment.path.name, segment.start, reason)
         reason = reader.fault.reason if reader.fault else "the segment is empty"
         raise CorruptionError(segment.path.name, segment.start, reason)
@@ -188,7 +193,9 @@ def _check_owner(
 ) -> None:
     if genesis.format != FORMAT:
         raise CorruptionError(
-            segment.path.name, segment.start, f"format {genesis.format}; this version reads {FORMAT}"
+            segment.path.name,
+            segment.start,
+            f"format {genesis.format}; this version reads {FORMAT}",
         )
     if genesis.environment != environment:
         raise CorruptionError(
@@ -200,7 +207,8 @@ def _check_owner(
         return
     if checkpoint.environment != environment:
         raise StartRefused(
-            f"the checkpoint belongs to environment {checkpoint.environment!r}, not to {environment!r}"
+            f"the checkpoint belongs to environment {checkpoint.environment!r}, "
+            f"not to {environment!r}"
         )
     if checkpoint.wal_id != genesis.wal_id:
         raise CorruptionError(
@@ -215,8 +223,8 @@ def _check_same_log(segment: Segment, genesis: Genesis, owner: Genesis) -> None:
         raise CorruptionError(
             segment.path.name,
             segment.start,
-            f"belongs to log {genesis.wal_id} of environment {genesis.environment!r}, the segments before "
-            f"it to {owner.wal_id} of {owner.environment!r}",
+            f"belongs to log {genesis.wal_id} of environment {genesis.environment!r}, the segments "
+            f"before it to {owner.wal_id} of {owner.environment!r}",
         )
 
 
@@ -233,15 +241,17 @@ def _first_kept(
             raise CorruptionError(
                 first.path.name,
                 first.start,
-                f"the log should be kept from offset {checkpoint.retained_offset} on, but begins here",
+                f"the log should be kept from offset {checkpoint.retained_offset} on, but it "
+                "begins here",
             )
         return max(checkpoint.retained_offset, behind_genesis)
     if first.start == 0 and _record_at(files, first, behind_genesis):
         return behind_genesis
     if evidence.offset == 0:
         raise StartRefused(
-            f"the checkpoint is missing or torn, Postgres can't tell how far it has come, and the beginning "
-            f"of the log was given back (the first segment is {first.path.name}); start again with Postgres up"
+            "the checkpoint is missing or torn, Postgres can't tell how far it has come, and the "
+            f"beginning of the log was given back (the first segment is {first.path.name}); start "
+            "again with Postgres up"
         )
     reader = SegmentReader(files, first)
     try:

@@ -1,7 +1,11 @@
-"""Segments: the files of a WAL, named by the logical offset of their first byte. Offsets run through all."""
+"""Segments: the files of a WAL, named by the logical offset of their first byte.
+
+Offsets run through all.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +18,10 @@ _DIGITS: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file of the log: `start` is the logical offset of its first byte, `size` its length in bytes."""
+    """One file of the log.
+
+    `start` is the logical offset of its first byte, `size` its length in bytes.
+    """
 
     path: Path
     start: int
@@ -53,21 +60,27 @@ def list_segments(files: FileSystem, directory: Path) -> list[Segment]:
 
 def check_contiguous(segments: Sequence[Segment]) -> None:
     """Every segment must begin where the one before it ends."""
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         if before.end < after.start:
             raise CorruptionError(
                 before.path.name,
                 before.end,
-                f"the log goes on at {after.start} in {after.path.name}: a segment or a part of one is missing",
+                f"the log goes on at {after.start} in {after.path.name}: a segment or a part of "
+                "one is missing",
             )
         if before.end > after.start:
             raise CorruptionError(
-                after.path.name, after.start, f"overlaps {before.path.name}, which ends at {before.end}"
+                after.path.name,
+                after.start,
+                f"overlaps {before.path.name}, which ends at {before.end}",
             )
 
 
 def remove_drafts(files: FileSystem, directory: Path) -> None:
-    """Remove what a crash in the middle of creating a file has left; no draft was ever part of the log."""
+    """Remove what a crash in the middle of creating a file has left.
+
+    No draft was ever part of the log.
+    """
     for name in files.names(directory):
         if name.endswith(DRAFT_SUFFIX):
             files.unlink(directory / name)

@@ -1,7 +1,7 @@
 """How a file is synced: `fdatasync`, or io_uring where the kernel lets us (protocol, section 5).
 
-An I/O error is final with either: after a failed sync the kernel may have dropped the dirty pages, and a
-second call would report success for data that is lost. Only "not supported" falls back.
+An I/O error is final with either: after a failed sync the kernel may have dropped the dirty pages,
+and a second call would report success for data that is lost. Only "not supported" falls back.
 """
 
 import errno
@@ -14,6 +14,11 @@ from app.errors import InvariantError, SettingsError
 from app.settings import WalSync
 from app.wal.files import FileSystem
 
+try:
+    import liburing
+except ImportError:  # it has no wheel for every architecture
+    liburing = None
+
 _log = logging.getLogger(__name__)
 
 _RING_ENTRIES: Final = 8
@@ -23,7 +28,9 @@ _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 class Syncer(Protocol):
     """Makes what was written to a descriptor durable, or raises `OSError`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The setting that asks for it."""
 
     def sync(self, fd: int) -> None:
         """Return only after the data of `fd` is on stable storage."""
@@ -51,15 +58,15 @@ class FdatasyncSyncer:
 class IoUringSyncer:
     """`IORING_OP_FSYNC` with the datasync flag, awaited on an eventfd.
 
-    The binding holds the GIL while it waits for a completion, so it is only asked to submit; the wait is a
-    read of the eventfd, which leaves the GIL.
+    The binding holds the GIL while it waits for a completion, so it is only asked to submit; the
+    wait is a read of the eventfd, which leaves the GIL.
     """
 
     name = WalSync.IO_URING.value
 
     def __init__(self) -> None:
-        import liburing
-
+        if liburing is None:
+            raise OSError(errno.ENOSYS, "the liburing package is not installed")
         self._uring: Any = liburing
         self._ring = liburing.Ring()
         self._cqe = liburing.Cqe()
@@ -111,7 +118,7 @@ class FallbackSyncer:
         return self._current.name
 
     def sync(self, fd: int) -> None:
-        """Sync, changing over once where the first way is not supported. I/O errors are passed on."""
+        """Sync, changing over once where it is not supported. I/O errors are passed on."""
         try:
             self._current.sync(fd)
         except OSError as error:
@@ -138,7 +145,7 @@ def open_syncer(choice: WalSync, files: FileSystem, on_fallback: Callable[[], No
         return plain
     try:
         ring = IoUringSyncer()
-    except (OSError, ImportError) as error:
+    except OSError as error:
         if choice is WalSync.IO_URING:
             raise SettingsError(
                 f"JOURNAL_WAL_SYNC='io_uring': io_uring can't be set up here ({error}); "

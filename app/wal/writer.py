@@ -1,5 +1,7 @@
-"""The writer thread: the one owner of the log. It drains what is waiting, decides duplicates, builds one
-record, appends, syncs, and only then lets anything be acknowledged (protocol, sections 1, 2 and 5).
+"""The writer thread.
+
+The one owner of the log. It drains what is waiting, decides duplicates, builds one record, appends,
+syncs, and only then lets anything be acknowledged (protocol, sections 1, 2 and 5).
 """
 
 import logging
@@ -30,7 +32,8 @@ class Duplicate(NamedTuple):
     command_id: int
 
 
-class Appended(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Appended:
     """A durable request: what its acknowledgement says."""
 
     count: int
@@ -55,7 +58,10 @@ class Submission:
     __slots__ = ("deliver", "request", "submitted_at")
 
     def __init__(
-        self, request: PreparedRequest | None, deliver: Callable[[Outcome], None], submitted_at: float
+        self,
+        request: PreparedRequest | None,
+        deliver: Callable[[Outcome], None],
+        submitted_at: float,
     ) -> None:
         self.request = request
         self.deliver = deliver
@@ -88,7 +94,8 @@ class _Plan:
     duplicates: int = 0
 
 
-class _Verdict(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Verdict:
     """What becomes of one request. Positions count from 0 within the record's commands."""
 
     submission: Submission
@@ -103,8 +110,8 @@ class _Verdict(NamedTuple):
 class WalWriter:
     """Queue and thread in front of a `Log`.
 
-    `deliver` is called on the writer's thread, once a pass, after the sync. `on_fatal` is called on it when
-    the process must stop: it must not return to anything that acknowledges.
+    `deliver` is called on the writer's thread, once a pass, after the sync. `on_fatal` is called on
+    it when the process must stop: it must not return to anything that acknowledges.
     """
 
     def __init__(
@@ -130,7 +137,8 @@ class WalWriter:
         self._deliver = deliver
         self._on_fatal = on_fatal
         self._queue: SimpleQueue[Submission | None] = SimpleQueue()
-        # Each counter has one writing thread, so neither needs a lock: what waits is their difference.
+        # Each counter has one writing thread, so neither needs a lock: what waits is their
+        # difference.
         self._submitted_entries = self._submitted_bytes = 0
         self._taken_entries = self._taken_bytes = 0
         self._closed: str | None = None
@@ -146,15 +154,21 @@ class WalWriter:
         return self._submitted_entries - self._taken_entries
 
     def submit(self, request: PreparedRequest, deliver: Callable[[Outcome], None]) -> None:
-        """Queue a request. Raises `Unavailable` when the queue is full or closed; an empty one admits any."""
+        """Queue a request.
+
+        Raises `Unavailable` when the queue is full or closed; an empty one admits any.
+        """
         if self._closed is not None:
             raise Unavailable(self._closed)
         entries = self._submitted_entries - self._taken_entries
         size = self._submitted_bytes - self._taken_bytes
         if entries and (
-            entries + len(request.keys) > self._queue_entries or size + request.size_bytes > self._queue_bytes
+            entries + len(request.keys) > self._queue_entries
+            or size + request.size_bytes > self._queue_bytes
         ):
-            raise Unavailable(f"the queue is full: {entries} entries ({size} bytes) wait for the log")
+            raise Unavailable(
+                f"the queue is full: {entries} entries ({size} bytes) wait for the log"
+            )
         self._submitted_entries += len(request.keys)
         self._submitted_bytes += request.size_bytes
         self._queue.put(Submission(request, deliver, perf_counter()))
@@ -270,7 +284,10 @@ class WalWriter:
         )
 
     def _sift(self, submission: Submission, request: PreparedRequest, plan: _Plan) -> _Verdict:
-        """Tell new entries, duplicates and conflicts apart. A conflict takes nothing into the record."""
+        """Tell new entries, duplicates and conflicts apart.
+
+        A conflict takes nothing into the record.
+        """
         first = len(plan.keys)
         fresh: dict[int, tuple[int, bytes]] = {}
         take: list[int] = []

@@ -62,6 +62,14 @@ def postmaster(data_dir: Path) -> psutil.Process:
     return psutil.Process(int(text.split("\n", 1)[0]))
 
 
+def runs(process: psutil.Process) -> bool:
+    """A zombie only waits for whoever is process 1 here."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -75,7 +83,7 @@ def test_it_starts_stops_and_keeps_its_data(data_dir: Path, postgres: EmbeddedPo
     query(url, "CREATE TABLE kept AS SELECT 7 AS number")
     server = postmaster(data_dir)
     postgres.stop()
-    assert not server.is_running()
+    assert not runs(server)
     assert query(postgres.start(), "SELECT number FROM kept") == 7
     postgres.stop()
     postgres.stop()
@@ -126,7 +134,7 @@ def test_no_postgres_outlives_a_service_that_was_killed(data_dir: Path) -> None:
     service = start_service(data_dir)
     server = postmaster(data_dir)
     end_at_once(service)
-    assert eventually(lambda: not server.is_running())
+    assert eventually(lambda: not runs(server))
 
 
 def test_a_restart_right_after_a_kill_works(data_dir: Path, postgres: EmbeddedPostgres) -> None:
@@ -134,7 +142,7 @@ def test_a_restart_right_after_a_kill_works(data_dir: Path, postgres: EmbeddedPo
     before = postmaster(data_dir)
     end_at_once(service)
     assert query(postgres.start(), "SELECT 1") == 1
-    assert not before.is_running()
+    assert not runs(before)
 
 
 def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
@@ -148,7 +156,7 @@ def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
     server = postmaster(data_dir)
     assert query(postgres.start(), "SELECT 1") == 1
     postgres.stop()
-    assert not server.is_running()
+    assert not runs(server)
 
 
 def test_a_pid_file_that_names_another_process_is_not_believed(
@@ -167,7 +175,7 @@ def test_a_pid_file_that_names_another_process_is_not_believed(
 def test_a_start_that_fails_says_where_to_look(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     (data_dir / "postgres").mkdir()
     (data_dir / "postgres" / "PG_VERSION").write_text("9\n")
-    with pytest.raises(DatabaseUnavailable, match="did not start; see .*log"):
+    with pytest.raises(DatabaseUnavailable, match=r"did not start; see .*log"):
         postgres.start()
 
 

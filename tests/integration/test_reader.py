@@ -1,4 +1,4 @@
-"""The worker's questions to Postgres get an answer or an error in time, and survive a lost connection."""
+"""The worker's questions to Postgres are answered or fail in time, and survive lost connections."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -44,9 +44,7 @@ async def test_a_request_uuid_leads_to_its_command_or_dead_letter(
     assert await reader.command(uuid4()) is None
 
 
-async def test_another_environment_is_not_seen(
-    sink: Sink, database_url: str
-) -> None:
+async def test_another_environment_is_not_seen(sink: Sink, database_url: str) -> None:
     entry = make_entry()
     await sink.apply([make_batch(1, entry)], 10, BEGINNING)
     async with Reader(database_url, "another") as other:

@@ -1,4 +1,4 @@
-"""The migrations make exactly the declared schema, from any state, however often and by however many."""
+"""The migrations make exactly the declared schema, from any state, by any number of callers."""
 
 import asyncio
 import logging
@@ -50,9 +50,7 @@ async def with_sqlalchemy(url: str, work: Any) -> Any:
     async def connect() -> Any:
         return await asyncpg.connect(url)
 
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, poolclass=NullPool
-    )
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)
@@ -120,7 +118,9 @@ async def test_upgrade_downgrade_upgrade(empty_database_url: str) -> None:
 async def test_concurrent_migrators_all_succeed(empty_database_url: str) -> None:
     code = "import sys; from app.replication import migrations; migrations.upgrade(sys.argv[1])"
     processes = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", code, empty_database_url, cwd=ROOT)
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, empty_database_url, cwd=ROOT
+        )
         for _ in range(3)
     ]
     assert [await process.wait() for process in processes] == [0, 0, 0]
@@ -145,12 +145,16 @@ async def test_an_unreachable_database_is_reported(tmp_path: Path) -> None:
         await asyncio.to_thread(migrations.upgrade, f"postgresql:///x?host={tmp_path}")
 
 
-@pytest.mark.parametrize("launch", [["-m", "alembic"], ["-c", "from alembic.config import main; main()"]])
+@pytest.mark.parametrize(
+    "launch", [["-m", "alembic"], ["-c", "from alembic.config import main; main()"]]
+)
 def test_the_command_line_takes_the_url_of_the_service(
     cluster: Cluster, empty_database_url: str, launch: list[str]
 ) -> None:
     """Run in the project's root, where the folder `alembic` must not hide the package."""
-    command = [sys.executable, *launch, "current"] if launch[0] == "-m" else [sys.executable, *launch]
+    command = (
+        [sys.executable, *launch, "current"] if launch[0] == "-m" else [sys.executable, *launch]
+    )
     arguments = [] if launch[0] == "-m" else ["current"]
     ended = subprocess.run(
         [*command, *arguments],

@@ -184,7 +184,10 @@ async def test_digests_are_a_version_byte_and_a_whole_map(sink: Sink, observer: 
         "l2_seq": 3,
         "symbols": {"BTC": [1, "x"]},
     }
-    assert msgspec.msgpack.decode(full["post_digest"][1:]) == zeros | {"next_order_id": 2, "l2_seq": 4}
+    assert msgspec.msgpack.decode(full["post_digest"][1:]) == zeros | {
+        "next_order_id": 2,
+        "l2_seq": 4,
+    }
     assert msgspec.msgpack.decode(empty["pre_digest"][1:]) == zeros
 
 
@@ -200,7 +203,13 @@ async def test_an_entry_with_nothing_but_what_is_required(sink: Sink, observer: 
     entry = make_entry()
     await apply(sink, entry)
     (row,) = await table(observer, "engine_commands")
-    empty = ("command_type", "response_data", "order_id", "command_identity_hash", "rsm_state_digest")
+    empty = (
+        "command_type",
+        "response_data",
+        "order_id",
+        "command_identity_hash",
+        "rsm_state_digest",
+    )
     assert {row[name] for name in empty} == {None}
     assert row["duration_ms"] == 0
 
@@ -262,9 +271,7 @@ async def test_a_repeated_request_uuid_leaves_the_first_row_and_nothing_of_the_s
 
 async def test_a_request_uuid_twice_in_one_transaction(sink: Sink, observer: Any) -> None:
     first = make_entry(balance_updates=[make_update(0, 1, "1")])
-    second = make_entry(
-        request_uuid=first.request_uuid, balance_updates=[make_update(0, 1, "2")]
-    )
+    second = make_entry(request_uuid=first.request_uuid, balance_updates=[make_update(0, 1, "2")])
     await apply(sink, first, second)
     assert [row["command_id"] for row in await table(observer, "engine_commands")] == [1]
     assert await balances(observer) == {1: (Decimal(1), 1)}
@@ -318,6 +325,8 @@ async def test_a_withdrawal_counts_where_its_entry_has_no_update_for_the_wallet(
     }
 
 
+ENDLESS: dict[str, Any] = {}
+ENDLESS["x"] = ENDLESS
 POISON: dict[str, dict[str, Any]] = {
     "NUL in text": {"events": [make_event("a\0b")]},
     "lone surrogate": {"events": [make_event("\udc80")]},
@@ -331,7 +340,8 @@ POISON: dict[str, dict[str, Any]] = {
     "null where a value is required": {"command_data": None},
     "another type": {"duration_ms": "soon"},
     "digest without an encoding": {"pre_digest": Digest(symbols={"x": object()})},
-    "digest nested without end": {"pre_digest": Digest(symbols={"x": 2**70})},
+    "digest with an integer beyond 64 bits": {"pre_digest": Digest(symbols={"x": 2**70})},
+    "digest nested without end": {"pre_digest": Digest(symbols=ENDLESS)},
     "topic too long for its index": {"events": [make_event("x" * 9_000_000)]},
 }
 
@@ -344,7 +354,13 @@ async def test_an_entry_that_postgres_refuses_is_a_dead_letter_and_the_rest_goes
     poison = make_full_entry(**fields)
     after = await apply(sink, *fine[:3], poison, *fine[3:])
 
-    assert [row["command_id"] for row in await table(observer, "engine_commands")] == [1, 2, 3, 5, 6]
+    assert [row["command_id"] for row in await table(observer, "engine_commands")] == [
+        1,
+        2,
+        3,
+        5,
+        6,
+    ]
     for name in ("engine_events", "directive_outbox", "fill_side_effects", "balance_updates"):
         ids = [row["command_id"] for row in await table(observer, name)]
         assert ids == [1, 1, 2, 2, 3, 3, 5, 5, 6, 6], name
@@ -381,7 +397,9 @@ async def test_dead_letters_are_counted_over_transactions(sink: Sink, observer: 
     assert [row["command_id"] for row in await table(observer, "engine_commands")] == [2, 5]
 
 
-async def test_a_duplicate_beside_a_dead_letter_is_still_left_out(sink: Sink, observer: Any) -> None:
+async def test_a_duplicate_beside_a_dead_letter_is_still_left_out(
+    sink: Sink, observer: Any
+) -> None:
     first = make_entry(events=[make_event("first")])
     poison = make_entry(events=[make_event("\0")])
     again = make_entry(request_uuid=first.request_uuid, events=[make_event("second")])
@@ -406,7 +424,7 @@ async def test_progress_that_differs_from_the_row_is_refused_and_nothing_inserte
 ) -> None:
     truth = await apply(sink, make_entry())
     batch = make_batch(50, make_entry(), make_entry(events=[make_event("\0")]))
-    with pytest.raises(ReplicationRefused, match="should be at .* but is at 10 of wal-1"):
+    with pytest.raises(ReplicationRefused, match=r"should be at .* but is at 10 of wal-1"):
         await sink.apply([batch], 100, claimed)
     await expect_rows(observer, commands=1, dead_letters=0, wal_offset=truth.wal_offset)
 
@@ -450,14 +468,18 @@ async def expect_rows(observer: Any, *, commands: int, dead_letters: int, wal_of
 async def test_a_second_sink_of_the_environment_is_turned_away(
     sink: Sink, database_url: str
 ) -> None:
-    with pytest.raises(DatabaseUnavailable, match="another process replicates environment 'testing'"):
+    with pytest.raises(
+        DatabaseUnavailable, match="another process replicates environment 'testing'"
+    ):
         await Sink.connect(database_url, ENVIRONMENT)
     await sink.close()
     await (await Sink.connect(database_url, ENVIRONMENT)).close()
 
 
 async def test_a_database_without_schema_is_turned_away(empty_database_url: str) -> None:
-    with pytest.raises(DatabaseUnavailable, match="revision none.* needs 0001: run `journal migrate`"):
+    with pytest.raises(
+        DatabaseUnavailable, match=r"revision none.* needs 0001: run `journal migrate`"
+    ):
         await Sink.connect(empty_database_url, ENVIRONMENT)
 
 
@@ -465,7 +487,9 @@ async def test_a_database_at_another_revision_is_turned_away(
     database_url: str, observer: Any
 ) -> None:
     await observer.execute("UPDATE alembic_version SET version_num = '0000'")
-    with pytest.raises(DatabaseUnavailable, match="revision 0000.* needs 0001: run `journal migrate`"):
+    with pytest.raises(
+        DatabaseUnavailable, match=r"revision 0000.* needs 0001: run `journal migrate`"
+    ):
         await Sink.connect(database_url, ENVIRONMENT)
 
 
@@ -602,7 +626,7 @@ async def test_a_server_that_falls_silent_ends_in_an_error_within_the_limits(
         async with asyncio.timeout(5):
             with pytest.raises(DatabaseUnavailable, match="timed out"):
                 await apply(sink, make_entry(), after=progress)
-            with pytest.raises(DatabaseUnavailable, match="connecting to Postgres: .*timed out"):
+            with pytest.raises(DatabaseUnavailable, match=r"connecting to Postgres: .*timed out"):
                 await Sink.connect(proxy.url, ENVIRONMENT, limits=SHORT)
             await sink.close()
 

@@ -1,4 +1,4 @@
-"""Entries, and WAL batches of them, as replication gets them. No rule is checked: a test may break any."""
+"""Entries and WAL batches of them. No rule is checked: a test may break any."""
 
 from typing import Any
 from uuid import uuid4
@@ -73,7 +73,9 @@ def make_full_entry(**fields: Any) -> Entry:
             "command_type": "TickSnapshot",
             "response_data": b"",
             "order_id": -7,
-            "pre_digest": Digest(next_order_id=1, next_trade_id=2, l2_seq=3, symbols={"BTC": [1, "x"]}),
+            "pre_digest": Digest(
+                next_order_id=1, next_trade_id=2, l2_seq=3, symbols={"BTC": [1, "x"]}
+            ),
             "post_digest": Digest(next_order_id=2, l2_seq=4),
             "duration_ms": 12,
             "events": [

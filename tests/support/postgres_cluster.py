@@ -1,7 +1,7 @@
 """One PostgreSQL for a test session, and databases in it that cost a file copy each.
 
-Taken in this order: the server of `TEST_DATABASE_URL` (a role that may create databases), a container where
-a Docker engine answers, the embedded wheel.
+Taken in this order: the server of `TEST_DATABASE_URL` (a role that may create databases), a
+container where a Docker engine answers, the embedded wheel.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 
 class PostgresProxy:
-    """Listens on a Unix socket in `directory` and forwards to the server of `url`, until told otherwise."""
+    """Forwards from a Unix socket in `directory` to the server of `url`, until told otherwise."""
 
     def __init__(self, url: str, directory: Path) -> None:
         parts = urlsplit(url)

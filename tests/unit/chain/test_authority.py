@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 from coincurve import PrivateKey
-from eth_keys.backends.native import NativeECCBackend
+from eth_keys.backends.native.main import NativeECCBackend
 from eth_keys.datatypes import Signature as EthSignature
 from hypothesis import given, settings
 from hypothesis import strategies as st

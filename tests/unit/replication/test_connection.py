@@ -127,4 +127,4 @@ def test_advisory_keys_are_signed_64_bit_and_stable() -> None:
     keys = {advisory_key("replication", name) for name in ("a", "b")} | {advisory_key("m", "a")}
     assert len(keys) == 3
     assert all(-(2**63) <= key < 2**63 for key in keys)
-    assert advisory_key("replication", "development") == 0
+    assert advisory_key("replication", "development") == -2928944849227152825

@@ -1,0 +1,182 @@
+"""The real service as a process of its own, on loopback, on a port the system picks."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+import psutil
+
+from tests.support.waiting import wait_for
+
+_COMMAND: Final = "from app.cli import main; main()"
+_REPLICATION: Final = "app.replication.process"
+
+
+class Service:
+    """`journal serve` on a data directory. It can be killed and started again; the port stays the same.
+
+    `settings` are `JOURNAL_` variables without the prefix. Whatever is still running at the end of the
+    `with` block is killed, by process id.
+    """
+
+    def __init__(self, data_dir: Path, database_url: str, **settings: object) -> None:
+        self.data_dir = data_dir
+        self.log_path = data_dir.with_name(data_dir.name + ".log")
+        self.port = 0
+        self._settings: Mapping[str, object] = {
+            "DATA_DIR": data_dir,
+            "DATABASE_URL": database_url,
+            "AUTO_MIGRATE": "true",
+            "LOG_FORMAT": "text",
+            **settings,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        scheme = "https" if "TLS_CERT" in self._settings else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def worker_pid(self) -> int:
+        """The process that owns the log."""
+        return wait_for(lambda: _listening_child(self.pid), "the worker runs")
+
+    @property
+    def replication_pid(self) -> int:
+        """The process that fills Postgres."""
+        return wait_for(lambda: _descendant(self.pid, _REPLICATION), "the replication process runs")
+
+    @property
+    def log(self) -> str:
+        """All that it has logged, over all its lives."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def launch(self, **settings: object) -> subprocess.Popen[bytes]:
+        """Start the process and return at once; `settings` hold for this life."""
+        environ = {name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")}
+        for name, value in {**self._settings, "PORT": self.port, **settings}.items():
+            environ[f"JOURNAL_{name}"] = str(value)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, "serve"], env=environ, stderr=log, stdout=log
+            )
+        return self._process
+
+    def start(self, **settings: object) -> Self:
+        """Start the process and wait until it is ready."""
+        self.launch(**settings)
+        wait_for(self._is_ready, f"the service is ready; its log:\n{self.log}", 60)
+        return self
+
+    def start_refused(self, **settings: object) -> tuple[int, str]:
+        """Start a process that is expected to end by itself; returns its status and this life's log."""
+        before = len(self.log)
+        status = self.launch(**settings).wait(60)
+        return status, self.log[before:]
+
+    def terminate(self, timeout_s: float = 60) -> int:
+        """SIGTERM; returns the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL every process of the service at once, as a power cut would."""
+        assert self._process is not None
+        family = _family(self._process.pid)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(30)
+        _, alive = psutil.wait_procs(family, 30)
+        assert not alive, alive
+
+    def wait(self, timeout_s: float = 60) -> int:
+        """Wait for the process to end by itself; returns the exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A synchronous client of the service; HTTP/2 where `http2=True` (then without HTTP/1.1)."""
+        options.setdefault("http1", not options.get("http2", False))
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"the service ended with {self._process.returncode}:\n{self.log}")
+        if not self.port:
+            self.port = _listening_port(self._process.pid)
+            if not self.port:
+                return False
+        try:
+            with self.client(verify=False) as client:
+                return client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _listening_port(pid: int) -> int:
+    for process in _family(pid):
+        try:
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    return int(connection.laddr.port)
+        except psutil.Error:
+            continue
+    return 0
+
+
+def _listening_child(pid: int) -> int | None:
+    for process in psutil.Process(pid).children():
+        try:
+            if process.net_connections("tcp"):
+                return process.pid
+        except psutil.Error:
+            continue
+    return None
+
+
+def _descendant(pid: int, module: str) -> int | None:
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if module in process.cmdline():
+                return process.pid
+        except psutil.Error:
+            continue
+    return None
