@@ -282,7 +282,7 @@ class Sink:
         await self._connection.execute("SAVEPOINT span")
         try:
             await self._insert(entries)
-            # Or the next span would insert them once more.
+            # Or every later span would go over them again.
             await self._connection.execute("DELETE FROM staged_commands")
         except CONTENT_ERRORS as error:
             if not is_content_error(error):

@@ -27,8 +27,8 @@ _LENGTH_BYTES: Final = 4
 class Finding:
     """A stretch of a segment: its logical offset, its length in bytes, and what is there.
 
-    `kind` is the kind of a record ("genesis", "batch"), "zeros" for a given-back or unwritten
-    region, or "damage", with `detail` saying why.
+    `kind` is the kind of a record ("genesis", "batch"), "zeros" for a region that was given back,
+    or "damage", with `detail` saying why.
     """
 
     offset: int
@@ -88,7 +88,8 @@ def segments(directory: Path, files: FileSystem) -> list[Segment]:
 def findings(directory: Path, files: FileSystem) -> Iterator[tuple[Segment, Finding]]:
     """Everything in the log, from its first byte to its last, in order."""
     end: int | None = None
-    for segment in segments(directory, files):
+    found = segments(directory, files)
+    for segment in found:
         if end is not None and segment.start != end:
             missing = max(segment.start - end, 0)
             detail = f"the segment before it ends at {end}, this one begins at {segment.start}"
@@ -101,21 +102,28 @@ def findings(directory: Path, files: FileSystem) -> Iterator[tuple[Segment, Find
             yield segment, Finding(segment.start, segment.size, DAMAGE, detail)
             continue
         try:
-            for finding in _findings(reader):
+            for finding in _findings(reader, oldest=segment is found[0]):
                 yield segment, finding
         finally:
             reader.close()
 
 
-def _findings(reader: SegmentReader) -> Iterator[Finding]:
+def _findings(reader: SegmentReader, *, oldest: bool) -> Iterator[Finding]:
     offset, end = reader.segment.start, reader.segment.end
+    behind = ""
     while offset < end:
         try:
             finding = _stretch_at(reader, offset)
         except OSError as error:
             yield Finding(offset, end - offset, DAMAGE, f"unreadable: {error.strerror}")
             return
+        # Only the oldest segment is hole-punched, from its genesis record on: zeros anywhere else were
+        # records once.
+        if finding.kind == ZEROS and not (oldest and behind == "genesis"):
+            detail = "zeros where a record should begin"
+            finding = Finding(offset, finding.length, DAMAGE, detail)
         yield finding
+        behind = finding.kind
         offset += finding.length
 
 

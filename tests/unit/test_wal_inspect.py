@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
@@ -50,7 +51,7 @@ def segment(start: int, first_command_id: int, batches: int) -> tuple[bytes, lis
 
 @pytest.fixture
 def wal(tmp_path: Path) -> Path:
-    """A log of two segments with three records and one batch in each more than the other."""
+    """A log of two segments, with three batches and two."""
     first, _ = segment(0, 1, 3)
     second, _ = segment(len(first), 10, 2)
     (tmp_path / segment_name(0)).write_bytes(first)
@@ -95,17 +96,30 @@ def test_given_back_regions_are_zeros_not_damage(wal: Path) -> None:
     assert inspect(wal).exit_code == 0
 
 
+def test_zeros_that_were_records_are_damage(wal: Path) -> None:
+    data, offsets = segment(0, 1, 3)
+    lost = data[: offsets[2]] + bytes(offsets[3] - offsets[2]) + data[offsets[3] :]
+    (wal / segment_name(0)).write_bytes(lost)
+    assert kinds(wal)[:4] == ["genesis", "batch", "damage", "batch"]
+    second, offsets = segment(len(data), 10, 2)
+    zeros = bytes(offsets[2] - offsets[1])
+    newest = wal / segment_name(len(data))
+    newest.write_bytes(second[: offsets[1] - len(data)] + zeros + second[offsets[2] - len(data) :])
+    assert kinds(wal)[5:8] == ["genesis", "damage", "batch"]
+
+
 def test_a_length_that_begins_with_zeros_belongs_to_its_record(tmp_path: Path) -> None:
     head = genesis(0, 1)
     gap = 4096 - len(head)
     for padding in range(400):
-        record = RawBatch(offset=4096, first_command_id=1, commands=raw_commands([bytes(padding)]))
+        record = RawBatch(
+            offset=4096, first_command_id=1, commands=raw_commands([msgpack.packb(bytes(padding))])
+        )
         data = bytes(encode_record(record))
         if data[0] == 0:
             break
     (tmp_path / segment_name(0)).write_bytes(head + bytes(gap) + data)
     assert data[0] == 0
-    # A command of zero bytes decodes as so many integers: what matters is where the record begins.
     found = [(line["kind"], line["offset"]) for line in lines(tmp_path)]
     assert found[1:3] == [("zeros", len(head)), ("batch", 4096)]
 
@@ -142,7 +156,7 @@ def test_a_record_at_another_place_than_it_says_is_damage(wal: Path) -> None:
 
 
 def test_a_torn_tail_and_a_missing_segment_are_damage(wal: Path) -> None:
-    data, offsets = segment(0, 1, 3)
+    data, _ = segment(0, 1, 3)
     (wal / segment_name(0)).write_bytes(data[:-3])
     details = [line["detail"] for line in lines(wal) if line["kind"] == "damage"]
     assert "is announced" in details[0]

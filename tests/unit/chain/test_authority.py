@@ -107,6 +107,14 @@ def test_a_malleated_signature_is_refused_though_the_curve_accepts_it() -> None:
         recover_address(DIGEST, malleated)
 
 
+def test_the_boundary_of_s_is_half_the_order_of_the_curve() -> None:
+    r, _, v = parts(sign(HOT, DIGEST))
+    half = CURVE_ORDER // 2
+    assert len(recover_address(DIGEST, joined(r, half, v))) == 20
+    with pytest.raises(InvalidSignature, match="upper half"):
+        recover_address(DIGEST, joined(r, half + 1, v))
+
+
 @pytest.mark.parametrize("length", [0, 1, 64, 66, 130])
 def test_a_signature_of_another_length_is_refused(length: int) -> None:
     signature = (sign(HOT, DIGEST) * 2)[:length]
