@@ -11,7 +11,6 @@ from uuid import uuid4
 
 from app.errors import StartRefused
 from app.replication import migrations
-from app.replication.connection import SINK_LIMITS
 from app.replication.postgres import Sink
 from app.replication.reader import Reader
 from app.service.opening import begin_log, lock_wal
@@ -20,7 +19,7 @@ from app.wal.files import FileSystem
 from app.wal.segments import list_segments
 
 
-def run(settings: Settings) -> str:
+def run(settings: Settings, database_url: str) -> str:
     """Adopt the environment; returns a line that says what was done.
 
     Raises `StartRefused` when there is a log already, or nothing to go on behind, and
@@ -36,13 +35,13 @@ def run(settings: Settings) -> str:
                 f"{settings.checkpoint_path} is of a log that is not in {settings.wal_dir}; "
                 "restore the segments, or move the file away if they are lost"
             )
-        return asyncio.run(_adopt(files, settings))
+        return asyncio.run(_adopt(files, settings, database_url))
     finally:
         files.close(lock)
 
 
-async def _adopt(files: FileSystem, settings: Settings) -> str:
-    async with Reader(settings.database_url, settings.environment) as reader:
+async def _adopt(files: FileSystem, settings: Settings, database_url: str) -> str:
+    async with Reader(database_url, settings.environment) as reader:
         held = await reader.environment_summary()
     if not held.used:
         raise StartRefused(
@@ -50,8 +49,8 @@ async def _adopt(files: FileSystem, settings: Settings) -> str:
             "`journal serve` begins a log"
         )
     if settings.migrates_at_start:
-        await asyncio.to_thread(migrations.upgrade, settings.database_url)
-    sink = await Sink.connect(settings.database_url, settings.environment, limits=SINK_LIMITS)
+        await asyncio.to_thread(migrations.upgrade, database_url)
+    sink = await Sink.connect(database_url, settings.environment)
     wal_id = uuid4().hex
     try:
         progress = await sink.adopt(wal_id)

@@ -48,7 +48,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     help="Print the version and exit.",
 )
 def main() -> None:
-    r"""A write-ahead journal for engine commands.
+    """A write-ahead journal for engine commands.
 
     An entry that the service has acknowledged is on disk: in the write-ahead log, behind an
     fdatasync. From there it is replicated into PostgreSQL exactly once, whatever crashes. Sending
@@ -69,7 +69,7 @@ def main() -> None:
 
     Settings are environment variables with the prefix JOURNAL_, or options of the same names:
     `journal serve --help` lists them all.
-    """
+    """  # noqa: D301 - the escape is click's
 
 
 for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, wal):

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from app.cli.options import given, settings_options
+from app.cli.options import database_of, given, settings_options
 from app.settings import load_settings, setting_name
 
 
@@ -35,18 +35,10 @@ def migrate(**options: str | bool | None) -> None:
     Nothing happens where it is there already. With the embedded database, the service must not be
     running on it: it is started for the time.
     """
-    from app.embedded import EmbeddedPostgres  # noqa: PLC0415
     from app.replication.migrations import upgrade  # noqa: PLC0415 - loads Alembic and SQLAlchemy
 
-    settings = load_settings(**given(options))
-    if not settings.embedded:
-        upgrade(settings.database_url)
-    else:
-        postgres = EmbeddedPostgres(settings.data_dir / "postgres")
-        try:
-            upgrade(postgres.start())
-        finally:
-            postgres.stop()
+    with database_of(load_settings(**given(options))) as database_url:
+        upgrade(database_url)
     click.echo("the database is up to date")
 
 
@@ -68,4 +60,5 @@ def adopt(yes: bool, **options: str | bool | None) -> None:
         )
     from app import adopt as adoption  # noqa: PLC0415 - loads the whole service
 
-    click.echo(adoption.run(settings))
+    with database_of(settings) as database_url:
+        click.echo(adoption.run(settings, database_url))

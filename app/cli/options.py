@@ -1,7 +1,8 @@
 """Options that several commands share: settings as options, and how to reach the service."""
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from types import UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
@@ -39,6 +40,21 @@ def given(options: Mapping[str, str | bool | None]) -> dict[str, Any]:
         for name, value in options.items()
         if value is not None
     }
+
+
+@contextmanager
+def database_of(settings: Settings) -> Iterator[str]:
+    """The URL of the database; the embedded one is started for the time and must not be running."""
+    if not settings.embedded:
+        yield settings.database_url
+        return
+    from app.embedded import EmbeddedPostgres  # noqa: PLC0415 - most commands need no database
+
+    postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+    try:
+        yield postgres.start()
+    finally:
+        postgres.stop()
 
 
 def service_options(command: Command) -> Command:

@@ -58,7 +58,7 @@ def replay(
     acks: TextIO | None,
     feed: Path,
 ) -> None:
-    r"""Journal a market-by-order FEED (CSV, also as .gz) over HTTP/2.
+    """Journal a market-by-order FEED (CSV, also as .gz) over HTTP/2.
 
     Every 1000 rows a TickSnapshot follows. What was not acknowledged is sent again with the same
     request_uuids, which come from the row numbers: the service may be killed and restarted
@@ -72,7 +72,7 @@ def replay(
       ack p50/p99 from the first attempt of a request to its acknowledgement
 
     Exit codes: 0 all acknowledged, 1 refused or given up, 2 usage, 130 interrupted.
-    """
+    """  # noqa: D301 - the escape is click's
     tally = Tally()
     client = connect(
         url, ca_file, retry=Retry(deadline_s=give_up_after_s), on_retry=tally.count_retry

@@ -1,4 +1,4 @@
-"""`journal wal`: look at a write-ahead log on disk."""
+"""`journal wal`: look at a write-ahead log on disk, and repair its tail."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from app.cli.options import given, settings_options
+from app.cli.options import database_of, given, settings_options
 from app.settings import load_settings
 from app.wal.files import FileSystem
 from app.wal.inspect import DAMAGE, Finding, Totals, findings
@@ -17,7 +17,7 @@ from app.wal.segments import Segment
 
 @click.group()
 def wal() -> None:
-    """Look at a write-ahead log on disk."""
+    """Look at a write-ahead log on disk, or repair its tail."""
 
 
 @wal.command()
@@ -47,6 +47,28 @@ def inspect(
     for line, text in _lines(directory, records, total):
         click.echo(msgspec.json.encode(line).decode() if as_json else text)
     ctx.exit(1 if total.damages else 0)
+
+
+@wal.command()
+@settings_options("data_dir", "database_url", "environment")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def repair(yes: bool, **options: str | bool | None) -> None:
+    """Cut a damaged last record off, if nothing shows that it was ever acknowledged.
+
+    What is cut is copied aside first. Anything that is not a tail is refused and left as it is. The
+    service must not be running.
+    """
+    settings = load_settings(**given(options))
+
+    def confirm(finding: str) -> None:
+        click.echo(finding)
+        if not yes:
+            click.confirm("Go on?", abort=True)
+
+    from app import repair as repairing  # noqa: PLC0415 - loads the whole service
+
+    with database_of(settings) as database_url:
+        click.echo(repairing.run(settings, database_url, confirm))
 
 
 def _lines(directory: Path, records: bool, total: Totals) -> Iterator[tuple[dict[str, Any], str]]:

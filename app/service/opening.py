@@ -15,7 +15,7 @@ from app.wal.files import FileSystem
 from app.wal.log import Log, create_segment
 from app.wal.record import Genesis
 from app.wal.recovery import Recovered, recover
-from app.wal.scan import Evidence, load_index, read_owner, scan_log
+from app.wal.scan import Evidence, Scan, load_index, read_owner, scan_log
 from app.wal.segments import Segment, list_segments, remove_drafts
 from app.wal.sync import Syncer
 
@@ -77,13 +77,7 @@ def open_log(
             wal_id=wal_id, environment=settings.environment, wal_offset=0, last_command_id=0
         )
         return OpenedLog(log, index, start, 1, 0)
-    progress = held.progress if held else None
-    if progress is not None and progress.wal_id != read_owner(files, settings.wal_dir).wal_id:
-        progress = None  # it speaks of another log; replication will refuse and say so
-    evidence = _evidence(checkpoint, progress)
-    scan = scan_log(
-        files, settings.wal_dir, settings.environment, checkpoint, evidence, settings.dedup_window
-    )
+    scan, evidence, progress = examine(files, settings, checkpoint, held)
     recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     load_index(files, scan, index, settings.dedup_window)
     known = _known_progress(settings, recovered, checkpoint, progress)
@@ -98,6 +92,26 @@ def open_log(
         next_command_id,
     )
     return OpenedLog(log, index, known, next_command_id, recovered.entries_to_replicate)
+
+
+def examine(
+    files: FileSystem,
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    held: EnvironmentSummary | None,
+) -> tuple[Scan, Evidence, Progress | None]:
+    """Read a log to its end; returns that, the evidence, and the progress row if it is this log's.
+
+    Changes nothing. Raises `CorruptionError` and `StartRefused` as `scan_log` does.
+    """
+    progress = held.progress if held else None
+    if progress is not None and progress.wal_id != read_owner(files, settings.wal_dir).wal_id:
+        progress = None  # it speaks of another log; replication will refuse and say so
+    evidence = _evidence(checkpoint, progress)
+    scan = scan_log(
+        files, settings.wal_dir, settings.environment, checkpoint, evidence, settings.dedup_window
+    )
+    return scan, evidence, progress
 
 
 def begin_log(

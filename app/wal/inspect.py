@@ -117,8 +117,8 @@ def _findings(reader: SegmentReader, *, oldest: bool) -> Iterator[Finding]:
         except OSError as error:
             yield Finding(offset, end - offset, DAMAGE, f"unreadable: {error.strerror}")
             return
-        # Only the oldest segment is hole-punched, from its genesis record on: zeros anywhere else were
-        # records once.
+        # Only the oldest segment is hole-punched, from its genesis record on: zeros anywhere else
+        # were records once.
         if finding.kind == ZEROS and not (oldest and behind == "genesis"):
             detail = "zeros where a record should begin"
             finding = Finding(offset, finding.length, DAMAGE, detail)

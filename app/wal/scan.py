@@ -273,12 +273,12 @@ def _record_at(files: FileSystem, segment: Segment, offset: int) -> bool:
 
 
 def _find_behind(files: FileSystem, segments: list[Segment], index: int, offset: int) -> int | None:
-    for segment in segments[index:]:
-        reader = SegmentReader(files, segment)
-        try:
-            found = reader.find_valid_record(max(offset, segment.start))
-        finally:
-            reader.close()
-        if found is not None:
-            return found
-    return None
+    """Where the log goes on behind a fault. A later segment is only begun on what is durable."""
+    reader = SegmentReader(files, segments[index])
+    try:
+        found = reader.find_valid_record(offset)
+    finally:
+        reader.close()
+    if found is None and index + 1 < len(segments):
+        return segments[index + 1].start
+    return found

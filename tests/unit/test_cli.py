@@ -60,6 +60,9 @@ def test_help_says_what_it_is_and_names_every_command() -> None:
     assert result.exit_code == 0
     for text in ("write-ahead", "journal serve", *main.commands):
         assert text in result.stdout
+    # The examples are one a line, each as it is typed.
+    assert "  journal replay feed.csv.gz\n" in result.stdout
+    assert "\\b" not in result.stdout
 
 
 def test_version_is_printed() -> None:

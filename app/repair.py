@@ -1,0 +1,57 @@
+"""`journal wal repair`: cut a tail that `strict` refuses to cut by itself, and nothing else."""
+
+import asyncio
+from collections.abc import Callable
+
+from app.errors import StartRefused
+from app.replication.reader import EnvironmentSummary, Reader
+from app.service.opening import ask_postgres, examine, lock_wal
+from app.settings import Settings, WalTail
+from app.wal.checkpoint import read_checkpoint
+from app.wal.files import FileSystem
+from app.wal.recovery import Verdict, corruption, cut_tail, judge
+from app.wal.scan import Evidence, Scan
+from app.wal.segments import list_segments
+from app.wal.sync import FdatasyncSyncer
+
+
+def run(settings: Settings, database_url: str, confirm: Callable[[str], None]) -> str:
+    """Look at the log and cut its tail, if it is one; returns a line that says what was done.
+
+    `confirm` is given the evidence and what would be cut, and raises to stop it. Raises
+    `CorruptionError` for anything that is not a tail; nothing is changed then.
+    """
+    files = FileSystem()
+    lock = lock_wal(files, settings)
+    try:
+        if not list_segments(files, settings.wal_dir):
+            raise StartRefused(f"{settings.wal_dir} holds no segment: there is nothing to repair")
+        held = asyncio.run(_ask(database_url, settings.environment))
+        checkpoint = read_checkpoint(files, settings.checkpoint_path)
+        scan, evidence, _ = examine(files, settings, checkpoint, held)
+        verdict = judge(scan.fault, scan.end, evidence.offset, scan.valid_behind, WalTail.TOLERANT)
+        if verdict is Verdict.CORRUPT:
+            raise corruption(scan, evidence)
+        if verdict is Verdict.CLEAN:
+            return f"the log ends cleanly at offset {scan.end}: there is nothing to repair"
+        confirm(_describe(scan, evidence))
+        aside = cut_tail(files, scan, FdatasyncSyncer(files))
+        return f"cut at offset {scan.end} and synced; what was cut is in {aside}"
+    finally:
+        files.close(lock)
+
+
+async def _ask(database_url: str, environment: str) -> EnvironmentSummary | None:
+    async with Reader(database_url, environment) as reader:
+        return await ask_postgres(reader)
+
+
+def _describe(scan: Scan, evidence: Evidence) -> str:
+    last = scan.segments[-1]
+    reason = scan.fault.reason if scan.fault else "no fault"
+    return (
+        f"{last.path}: the log is good up to offset {scan.end}; there {reason}.\n"
+        f"The highest offset that is known to have been durable is {evidence.offset} "
+        f"({evidence.source}), and no valid record follows the fault.\n"
+        f"{last.end - scan.end} bytes would be copied aside and cut off."
+    )
