@@ -1,11 +1,14 @@
 import msgspec
 import pytest
-from coincurve import PrivateKey
 from eth_keys.backends.native.main import NativeECCBackend
 from eth_keys.datatypes import Signature as EthSignature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+
+pytest.importorskip("coincurve", reason="coincurve has no wheel for this Python")
+
+from coincurve import PrivateKey
 
 from app.chain.authority import (
     CURVE_ORDER,
