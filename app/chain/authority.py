@@ -6,16 +6,15 @@ accepted, so nobody but the signer can make another signature of the same hash (
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Final
 
 from coincurve import PrivateKey, PublicKey
-from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from app.chain.hashing import HASH_BYTES, hash_in_domain, keccak, u64
-from app.chain.header import NO_SIGNER, SIGNATURE_BYTES, Bytes20, Header, block_hash
+from app.chain.header import NO_SIGNER, SIGNATURE_BYTES, Delegation, Header, block_hash
 from app.errors import InvariantError, JournalError
-from app.model.entry import ADDRESS_BYTES, Count
+from app.model.entry import ADDRESS_BYTES
 
 CURVE_ORDER: Final = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 MAX_S: Final = CURVE_ORDER // 2
@@ -26,20 +25,6 @@ _UNCOMPRESSED_PREFIX_BYTES: Final = 1
 
 class InvalidSignature(JournalError):
     """A signature does not show what it should. The message says what is wrong with it."""
-
-
-class Delegation(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """The cold key's word that `delegate` signs for it, in a window of ms, ends included."""
-
-    delegator: Bytes20
-    delegate: Bytes20
-    valid_from: Count
-    valid_until: Count
-    signature: Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-
-    def covers(self, time_ms: int) -> bool:
-        """Whether `time_ms` is in the window."""
-        return self.valid_from <= time_ms <= self.valid_until
 
 
 def address_of(public_key: PublicKey) -> bytes:

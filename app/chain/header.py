@@ -54,6 +54,20 @@ class Header(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=
     signature: SignatureBytes = b""
 
 
+class Delegation(Struct, frozen=True, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """The cold key's word that `delegate` signs for it, in a window of ms, ends included."""
+
+    delegator: Bytes20
+    delegate: Bytes20
+    valid_from: Count
+    valid_until: Count
+    signature: Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+
+    def covers(self, time_ms: int) -> bool:
+        """Whether `time_ms` is in the window."""
+        return self.valid_from <= time_ms <= self.valid_until
+
+
 class _EventMap(Struct, gc=False):
     """The original engine's encoding of an event: these keys, in this order."""
 

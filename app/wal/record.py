@@ -13,6 +13,7 @@ import msgspec
 from crc32c import crc32c
 from msgspec import Raw, Struct
 
+from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
 from app.model.codec import decode_hook
 from app.model.entry import Entry
@@ -45,10 +46,10 @@ class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
     offset: int
     first_command_id: int
     commands: list[Raw]
-    header: Raw | None = None
-    roots: Raw | None = None
-    block_indices: Raw | None = None
-    authority: Raw | None = None
+    header: Header | None = None
+    roots: Roots | None = None
+    block_indices: list[int] | None = None
+    authority: Delegation | None = None
 
 
 class Batch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
@@ -57,6 +58,10 @@ class Batch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
     offset: int
     first_command_id: int
     commands: list[Entry]
+    header: Header | None = None
+    roots: Roots | None = None
+    block_indices: list[int] | None = None
+    authority: Delegation | None = None
 
 
 class _RequestUuid(Struct):
