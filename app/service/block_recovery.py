@@ -1,0 +1,89 @@
+"""Bringing the commitment store up to the end of the log: blocks are derived again and compared.
+
+Protocol, section 5, and chain page. What differs refuses the start and names block, expected, found.
+"""
+
+import logging
+
+import msgspec
+
+from app.chain.pipeline import first_difference, prepare_block
+from app.chain.store import CommitmentStore
+from app.errors import CorruptionError
+from app.service.blocks import block_commands
+from app.wal.files import FileSystem
+from app.wal.reader import Frame, SegmentReader, segment_of
+from app.wal.record import Batch, decode_record
+from app.wal.scan import Scan
+from app.wal.segments import Segment
+
+_log = logging.getLogger(__name__)
+
+
+def catch_up(files: FileSystem, scan: Scan, store: CommitmentStore) -> int:
+    """Apply the blocks that the store has not; returns how many. Raises `CorruptionError`."""
+    same_log = store.wal_id == scan.wal_id
+    start = max(scan.start, store.wal_offset) if same_log else scan.start
+    applied = 0
+    for segment in scan.segments[segment_of(scan.segments, start) :]:
+        reader = SegmentReader(files, segment)
+        try:
+            for frame in reader.frames(max(start, segment.start), scan.end):
+                applied += _apply(scan.wal_id, segment, frame, store)
+            if reader.fault is not None:
+                raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
+        finally:
+            reader.close()
+    if applied:
+        _log.info("derived %d blocks again, up to block %d", applied, store.state.height - 1)
+    return applied
+
+
+def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) -> int:
+    try:
+        record = decode_record(frame.payload)
+    except msgspec.DecodeError as error:
+        raise CorruptionError(
+            segment.path.name, frame.offset, f"the payload does not decode: {error}"
+        ) from error
+    if not isinstance(record, Batch) or record.header is None:
+        return 0
+    header, roots, indices = record.header, record.roots, record.block_indices
+    height = header.batch_seq
+
+    def refuse(reason: str) -> CorruptionError:
+        return CorruptionError(segment.path.name, frame.offset, f"block {height}: {reason}")
+
+    if roots is None or indices is None:
+        raise refuse("a header without roots or indices")
+    if height < store.state.height:
+        known = store.block(height)
+        if known is None or known.header != header:
+            raise refuse("the commitment store holds another block at this height")
+        return 0
+    if height > store.state.height:
+        raise refuse(
+            f"a gap: expected block {store.state.height}, where the commitment store is; "
+            "`journal commitments rebuild` can rebuild it from Postgres"
+        )
+    if len(indices) != header.command_count or not _are_positions(indices, len(record.commands)):
+        raise refuse(f"expected {header.command_count} block commands, found {len(indices)}")
+    entries = [record.commands[index] for index in indices]
+    prepared = prepare_block(
+        store.state,
+        store.read_node,
+        entries,
+        record.commands[-1].received_ts_ms,
+        header.signer,
+    )
+    difference = first_difference(prepared, header, roots)
+    if difference is not None:
+        raise CorruptionError(segment.path.name, frame.offset, str(difference))
+    commands = block_commands(prepared, indices, entries, record.first_command_id)
+    store.apply(prepared, header, record.authority, commands, wal_id, frame.end)
+    return 1
+
+
+def _are_positions(indices: list[int], count: int) -> bool:
+    """Whether the indices name commands of the record, in their order."""
+    return bool(indices) and indices == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count

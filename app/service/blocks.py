@@ -1,0 +1,169 @@
+"""Blocks in the writer: prepared before the record, applied to the commitment store after its sync.
+
+Everything here but `sync` and the reads of the store runs on the writer's thread. A block that was
+prepared and not applied leaves no trace: the store and the next block are built on what was applied.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.chain.header import NO_SIGNER, Delegation, Header, Roots
+from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
+from app.chain.store import BlockCommand, CommitmentStore
+from app.errors import DiskFull
+from app.model.entry import Entry
+
+_log = logging.getLogger(__name__)
+
+
+class HotKey(Protocol):
+    """A key that may sign now, and the delegation that says so."""
+
+    @property
+    def address(self) -> bytes:
+        """Its 20-byte address."""
+
+    @property
+    def delegation(self) -> Delegation:
+        """The cold key's word for it."""
+
+    def sign_header(self, header: Header) -> Header:
+        """Return the header with its signature."""
+
+
+class Signer(Protocol):
+    """Gives the hot key that is valid by the service's clock; None when there is none."""
+
+    def current(self) -> HotKey | None:
+        """The key for the next block."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingBlock:
+    """A signed block on its way into a record."""
+
+    prepared: PreparedBlock
+    header: Header
+    indices: list[int]
+    entries: list[Entry]
+    authority: Delegation | None
+
+    @property
+    def roots(self) -> Roots:
+        """The roots after the block."""
+        return self.prepared.roots
+
+
+class BlockProducer:
+    """Makes a block of every batch that holds a block command.
+
+    `reopen` opens the store anew and catches it up from the log; it is called before the next batch
+    when the store has refused a write for want of room.
+    """
+
+    def __init__(
+        self,
+        store: CommitmentStore,
+        block_commands: frozenset[str],
+        signer: Signer | None,
+        wal_id: str,
+        end: int,
+        reopen: Callable[[], CommitmentStore],
+    ) -> None:
+        self.store = store
+        self.unsigned = 0
+        self._block_commands = block_commands
+        self._signer = signer
+        self._wal_id = wal_id
+        self._reopen = reopen
+        self._applied_end = end
+        self._journaled: bytes | None = None
+        self._starved = False
+
+    @property
+    def starved(self) -> bool:
+        """Whether the store refuses writes because the disk is full."""
+        return self._starved
+
+    def prepare(self, entries: Sequence[Entry]) -> PendingBlock | None:
+        """Prepare and sign the block of a batch; None when the batch holds no block command.
+
+        Raises `DiskFull` while the store can't be written.
+        """
+        if self._starved:
+            self._recover_store()
+        indices = block_indices(entries, self._block_commands)
+        if not indices:
+            return None
+        hot = None if self._signer is None else self._signer.current()
+        commands = [entries[index] for index in indices]
+        prepared = prepare_block(
+            self.store.state,
+            self.store.read_node,
+            commands,
+            entries[-1].received_ts_ms,
+            NO_SIGNER if hot is None else hot.address,
+        )
+        header = prepared.header if hot is None else hot.sign_header(prepared.header)
+        new = hot is not None and hot.address != self._journaled
+        authority = hot.delegation if hot is not None and new else None
+        return PendingBlock(prepared, header, indices, commands, authority)
+
+    def applied(self, pending: PendingBlock | None, first_command_id: int, end: int) -> None:
+        """The record is durable: apply its block, if it has one."""
+        if pending is not None:
+            if pending.authority is not None:
+                self._journaled = pending.authority.delegate
+            self.unsigned += pending.header.signer == NO_SIGNER
+            try:
+                self.store.apply(
+                    pending.prepared,
+                    pending.header,
+                    pending.authority,
+                    block_commands(pending.prepared, pending.indices, pending.entries, first_command_id),
+                    self._wal_id,
+                    end,
+                )
+            except DiskFull as error:
+                _log.error("block %d is durable but not applied: %s", pending.header.batch_seq, error)
+                self._starved = True
+                return
+        self._applied_end = end
+
+    def height_of(self, request_uuid: bytes) -> int | None:
+        """The block that covers a command; None when none does."""
+        leaf = self.store.leaf_of(request_uuid)
+        return None if leaf is None else self.store.height_of_leaf(leaf[0])
+
+    def sync(self) -> int:
+        """Make the store durable; returns the offset up to which it then needs no log. Any thread."""
+        end = self._applied_end
+        self.store.sync()
+        return end
+
+    def _recover_store(self) -> None:
+        self.store.close()
+        self.store = self._reopen()
+        self._starved = False
+        _log.info("the commitment store is written again, at block %d", self.store.state.height - 1)
+
+
+def block_commands(
+    prepared: PreparedBlock, indices: Sequence[int], entries: Sequence[Entry], first_command_id: int
+) -> list[BlockCommand]:
+    """What the store keeps of a block's commands."""
+    first_leaf = prepared.header.first_seq
+    return [
+        BlockCommand(
+            command_id=first_command_id + index,
+            request_uuid=entry.request_uuid.bytes,
+            command_type=entry.command_type or "",
+            identity=identity,
+            leaf_index=first_leaf + position,
+        )
+        for position, (index, entry, identity) in enumerate(
+            zip(indices, entries, prepared.identities, strict=True)
+        )
+    ]
