@@ -23,6 +23,8 @@ FRAME_BYTES: Final = 8
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 
 _frame: Final = Layout("<II")
+# msgspec decodes `Raw | None` as nil alone; nil is one of the things that `Raw` holds.
+_NIL: Final = Raw(b"\xc0")
 
 
 class Genesis(Struct, tag_field="kind", tag="genesis", kw_only=True, frozen=True):
@@ -45,10 +47,10 @@ class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
     offset: int
     first_command_id: int
     commands: list[Raw]
-    header: Raw | None = None
-    roots: Raw | None = None
-    block_indices: Raw | None = None
-    authority: Raw | None = None
+    header: Raw = _NIL
+    roots: Raw = _NIL
+    block_indices: Raw = _NIL
+    authority: Raw = _NIL
 
 
 class Batch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):

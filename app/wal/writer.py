@@ -105,6 +105,8 @@ class _Verdict:
     waiting: list[tuple[UUID, int]]
     conflict: RequestConflict | None
     needs_record: bool
+    # The end of the record that holds the last of a request that adds nothing itself.
+    end: int = 0
 
 
 class WalWriter:
@@ -318,7 +320,9 @@ class WalWriter:
             plan.fingerprints.append(request.fingerprints[index])
         plan.pending |= fresh
         plan.duplicates += len(known) + len(waiting)
-        return _Verdict(submission, first, len(take), known, waiting, None, bool(take or waiting))
+        end = max((self.index.end_offset(command_id) for _, command_id in known), default=0)
+        needs_record = bool(take or waiting)
+        return _Verdict(submission, first, len(take), known, waiting, None, needs_record, end)
 
     def _outcome(
         self, verdict: _Verdict, first_command_id: int, end: int, failure: DiskFull | None
@@ -335,5 +339,5 @@ class WalWriter:
         first = first_command_id + verdict.first if verdict.count else None
         last = first + verdict.count - 1 if first is not None else None
         if not verdict.needs_record:
-            end = max(self.index.end_offset(command_id) for _, command_id in verdict.known)
+            end = verdict.end
         return Appended(len(request.keys), first, last, end, duplicates)
