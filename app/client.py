@@ -200,17 +200,12 @@ class JournalClient:
         self._answer_timeout_s = answer_timeout_s
         self._on_retry = on_retry
         self._timing = timing
-        # Without HTTP/1.1 a cleartext connection speaks HTTP/2 with prior knowledge; TLS agrees by
-        # ALPN. Proxies of the environment are left aside: they would break prior knowledge.
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            http1=False,
-            http2=True,
-            verify=verify,
-            trust_env=False,
-            transport=transport,
-            headers={"accept": MSGPACK},
-        )
+        self._url = url
+        self._transport = transport
+        # Loading the trusted certificates takes long enough to do it once for all connections.
+        self._tls = httpx.create_ssl_context(verify) if isinstance(verify, bool) else verify
+        self._connections: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,7 +215,9 @@ class JournalClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        self._idle.clear()
+        while self._connections:
+            await self._connections.pop().aclose()
 
     async def append(self, entries: Sequence[Entry]) -> AppendResult:
         """Journal `entries`: returns once all of them are durable.
@@ -288,6 +285,28 @@ class JournalClient:
             self._on_retry(error, delay_s)
         await self._timing.sleep(delay_s)
 
+    def _take_connection(self) -> httpx.AsyncClient:
+        """A connection for one request alone; there are as many as calls that run at once.
+
+        Streams do not share one: in httpcore (1.0) a stream that waits for flow-control window may
+        miss the update that another stream's read brought in, and then stalls until it times out.
+        """
+        if self._idle:
+            return self._idle.pop()
+        # Without HTTP/1.1 a cleartext connection speaks HTTP/2 with prior knowledge; TLS agrees by
+        # ALPN. Proxies of the environment are left aside: they would break prior knowledge.
+        connection = httpx.AsyncClient(
+            base_url=self._url,
+            http1=False,
+            http2=True,
+            verify=self._tls,
+            trust_env=False,
+            transport=self._transport,
+            headers={"accept": MSGPACK},
+        )
+        self._connections.append(connection)
+        return connection
+
     async def _call(
         self,
         kind: type[Answer],
@@ -298,13 +317,16 @@ class JournalClient:
         **request: Any,
     ) -> Answer:
         timeout = self._answer_timeout_s if timeout_s is None else timeout_s
+        connection = self._take_connection()
         try:
-            response = await self._http.request(method, path, timeout=timeout, **request)
+            response = await connection.request(method, path, timeout=timeout, **request)
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise ClientError(f"{self._http.base_url}: {error}") from error
+            raise ClientError(f"{self._url}: {error}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = str(error) or type(error).__name__
-            raise Unreachable(f"{self._http.base_url}: no answer: {reason}") from error
+            raise Unreachable(f"{self._url}: no answer: {reason}") from error
+        finally:
+            self._idle.append(connection)
         if response.status_code != 200:
             raise _refusal(response)
         return _decoded(response, kind)

@@ -2,8 +2,7 @@
 
 A request that was not acknowledged is sent again with the same `request_uuid`s, so neither a
 service that is killed and restarted nor a second run journals anything twice. With more than one
-request in flight their order in the journal is the service's: streams of one connection are not
-ordered.
+request in flight their order in the journal is the service's.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from logging.config import dictConfig
 from threading import Timer
@@ -17,6 +18,7 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 
+from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, SUPERVISED_ENV
 from app.settings import Settings
@@ -29,11 +31,30 @@ _FRAME_BYTES: Final = 1 << 20
 
 
 def run(settings: Settings) -> int:
-    """Serve until stopped; returns the exit status: 0 after a clean stop, else not 0."""
-    config = logging_config(settings.log_format, settings.log_level)
-    dictConfig(config)
+    """Serve until stopped; returns the exit status: 0 after a clean stop, else not 0.
+
+    Raises `SettingsError` when it can't listen as it is told to.
+    """
+    dictConfig(logging_config(settings.log_format, settings.log_level))
+    _check_listening(settings)
     os.environ[SUPERVISED_ENV] = str(os.getpid())
-    server = Granian(
+    try:
+        server = _server(settings)
+    except OSError as error:
+        raise SettingsError(
+            f"JOURNAL_TLS_CERT={str(settings.tls_cert)!r}, JOURNAL_TLS_KEY={str(settings.tls_key)!r}: {error}; "
+            "PEM files of a certificate chain and its private key are allowed"
+        ) from None
+    _drain_before_stop(server, settings.shutdown_timeout_s)
+    try:
+        server.serve()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def _server(settings: Settings) -> Any:
+    return Granian(
         "app.main:app",
         address=settings.host,
         port=settings.port,
@@ -51,17 +72,23 @@ def run(settings: Settings) -> int:
             max_headers_size=64 * 1024,
             max_concurrent_streams=256,
         ),
-        log_dictconfig=config,
+        log_dictconfig=logging_config(settings.log_format, settings.log_level),
         ssl_cert=settings.tls_cert,
         ssl_key=settings.tls_key,
         workers_kill_timeout=int(settings.shutdown_timeout_s) + 2 * _GRACE_S,
     )
-    _drain_before_stop(server, settings.shutdown_timeout_s)
+
+
+def _check_listening(settings: Settings) -> None:
+    """The server shares its port with whoever asks for it too: two journals would take turns at answering."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        server.serve()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    return 0
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise SettingsError(
+            f"JOURNAL_HOST={settings.host!r}, JOURNAL_PORT='{settings.port}': can't listen there: {error.strerror}; "
+            "an address of this machine and a free port are allowed"
+        ) from None
 
 
 def _backpressure(settings: Settings) -> int:

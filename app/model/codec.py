@@ -72,7 +72,11 @@ def _encode_hook(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no encoding")
 
 
-_canonical = msgspec.msgpack.Encoder(enc_hook=_encode_hook, uuid_format="bytes")
+# Maps have no order of their own: a sender that keeps symbols in a hash table may well repeat them
+# in another one.
+_canonical = msgspec.msgpack.Encoder(
+    enc_hook=_encode_hook, uuid_format="bytes", order="deterministic"
+)
 canonical_bytes: Callable[[Entry], bytes] = _canonical.encode
 
 
@@ -147,7 +151,7 @@ class RequestCodec:
             raws = library.decode(body, type=_LooseRequest).entries
         except msgspec.ValidationError as fault:
             return InvalidEntries(str(fault))
-        except (msgspec.DecodeError, RecursionError) as fault:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             return _undecodable(fault, json)
         if len(raws) > self._max_entries:
             return self._too_many(len(raws))
@@ -158,6 +162,8 @@ class RequestCodec:
                 check_entry(entry, self._max_field_bytes)
             except msgspec.ValidationError as fault:
                 faults.append(EntryFault(index, *_split(fault)))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+                return _undecodable(fault, json)
             except RuleBroken as broken:
                 faults.append(EntryFault(index, broken.path, broken.message))
             if len(faults) == MAX_FAULTS:

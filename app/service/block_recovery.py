@@ -86,4 +86,6 @@ def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) 
 
 def _are_positions(indices: list[int], count: int) -> bool:
     """Whether the indices name commands of the record, in their order."""
-    return bool(indices) and indices == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
+    return (
+        bool(indices) and indices == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
+    )

@@ -122,12 +122,16 @@ class BlockProducer:
                     pending.prepared,
                     pending.header,
                     pending.authority,
-                    block_commands(pending.prepared, pending.indices, pending.entries, first_command_id),
+                    block_commands(
+                        pending.prepared, pending.indices, pending.entries, first_command_id
+                    ),
                     self._wal_id,
                     end,
                 )
             except DiskFull as error:
-                _log.error("block %d is durable but not applied: %s", pending.header.batch_seq, error)
+                _log.error(
+                    "block %d is durable but not applied: %s", pending.header.batch_seq, error
+                )
                 self._starved = True
                 return
         self._applied_end = end

@@ -82,7 +82,8 @@ def open_log(
     load_index(files, scan, index, settings.dedup_window)
     known = _known_progress(settings, recovered, checkpoint, progress)
     log = _log_at(files, settings, syncer, recovered.wal_id, recovered.last_segment, now_ms)
-    next_command_id = max(recovered.next_command_id, known.last_command_id + 1)
+    given = max(known.last_command_id, checkpoint.last_command_id if checkpoint else 0)
+    next_command_id = max(recovered.next_command_id, given + 1)
     _log.info(
         "recovered log %s: %d bytes from offset %d, %d entries to replicate, next command_id %d",
         recovered.wal_id,
@@ -141,10 +142,14 @@ def _begin(
     now_ms: Callable[[], int],
 ) -> tuple[Segment, str]:
     """Begin a new log in an empty directory, if that can't fork the journal."""
-    if checkpoint is not None:
+    if files.exists(settings.checkpoint_path):
+        known = (
+            f"the log {checkpoint.wal_id} up to offset {checkpoint.wal_offset}"
+            if checkpoint
+            else "a log, though it is torn"
+        )
         raise StartRefused(
-            f"{settings.checkpoint_path} knows of the log {checkpoint.wal_id} up to offset "
-            f"{checkpoint.wal_offset}, but {settings.wal_dir} holds no segment"
+            f"{settings.checkpoint_path} knows of {known}, but {settings.wal_dir} holds no segment"
         )
     if held is None and not settings.allow_new_wal:
         raise StartRefused(
@@ -189,11 +194,14 @@ def _log_at(
 
 def _evidence(checkpoint: Checkpoint | None, progress: Progress | None) -> Evidence:
     """The highest offset known to have been durable, and who says so."""
-    if progress is not None and (checkpoint is None or progress.wal_offset > checkpoint.wal_offset):
-        return Evidence(progress.wal_offset, "the progress row in Postgres")
+    known = Evidence(0, "nothing")
     if checkpoint is not None:
-        return Evidence(checkpoint.wal_offset, "the checkpoint")
-    return Evidence(0, "nothing")
+        # What was given back had been durable too, also where Postgres has gone back since.
+        offset = max(checkpoint.wal_offset, checkpoint.retained_offset)
+        known = Evidence(offset, "the checkpoint")
+    if progress is not None and (checkpoint is None or progress.wal_offset > known.offset):
+        known = Evidence(progress.wal_offset, "the progress row in Postgres")
+    return known
 
 
 def _known_progress(

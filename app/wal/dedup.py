@@ -77,8 +77,11 @@ class DuplicateIndex:
     def _evict(self) -> None:
         known = self._known
         while len(known) - len(self._keys[self._first]) >= self._window:
+            last = self._last_ids[self._first]
             for key in self._keys[self._first]:
-                del known[key]
+                # A key may be journaled again once it has left the window: its newer entry stays.
+                if known[key][0] <= last:
+                    del known[key]
             self._keys[self._first] = ()
             self._first += 1
         if self._first >= _TRIM_AT:

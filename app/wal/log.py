@@ -124,7 +124,9 @@ class Log:
                 ),
             )
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            # Once it has its name, what failed is a sync, and this segment must not grow any more.
+            named = self._files.exists(directory / segment_name(self.end))
+            if named or error.errno not in _NO_ROOM:
                 raise WalFailed(f"beginning the segment at {self.end} failed: {error}") from error
             raise DiskFull("no room for a new segment on the volume of the WAL") from error
         self._cut(self.end - self._start)

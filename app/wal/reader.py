@@ -19,6 +19,7 @@ from app.wal.record import (
     RawBatch,
     crc_matches,
     decode_raw,
+    decode_record,
     unpack_frame,
 )
 from app.wal.segments import Segment
@@ -28,6 +29,8 @@ CHUNK_BYTES: Final = 1 << 20
 _SIGNATURE: Final = b"\xa4kind"
 _SIGNATURE_AT: Final = FRAME_BYTES + 1
 _PROBE_BYTES: Final = 64
+# How much is checked in search of a valid record: some seconds' worth, and several of the longest.
+_SEARCH_BYTES: Final = 4 * MAX_PAYLOAD_BYTES
 
 
 class FaultKind(Enum):
@@ -106,13 +109,25 @@ class SegmentReader:
         """Up to `length` raw bytes from a logical offset."""
         return self._files.read(self._fd, length, offset - self.segment.start)
 
+    def is_zero(self, offset: int, end: int) -> bool:
+        """Whether every byte between two logical offsets is zero."""
+        while offset < end:
+            chunk = self.read_at(offset, min(CHUNK_BYTES, end - offset))
+            if chunk.count(0) < len(chunk) or not chunk:
+                return False
+            offset += len(chunk)
+        return True
+
     def find_valid_record(self, offset: int) -> int | None:
         """The logical offset of the first valid record at or behind `offset`.
 
         None when there is none.
 
-        Tries every byte: a candidate is wherever the signature of a payload is found.
+        Tries every byte: a candidate is wherever the signature of a payload is found. Records
+        hold what clients sent, which may be made to look like many records: when checking them
+        would take too long, the next one counts as valid, since that cuts nothing off.
         """
+        budget = _SEARCH_BYTES
         overlap = len(_SIGNATURE) - 1
         at = offset
         while at < self.segment.end:
@@ -122,21 +137,24 @@ class SegmentReader:
             found = block.find(_SIGNATURE)
             while found >= 0:
                 candidate = at + found - _SIGNATURE_AT
-                if candidate >= offset and self._is_valid(candidate):
-                    return candidate
+                if candidate >= offset and (length := self._announced(candidate)):
+                    budget -= length
+                    if budget < 0 or self._crc_is_right(candidate):
+                        return candidate
                 found = block.find(_SIGNATURE, found + 1)
             at += CHUNK_BYTES
         return None
 
-    def _is_valid(self, offset: int) -> bool:
+    def _announced(self, offset: int) -> int:
+        """The payload length of what looks like a record at `offset`; 0 when nothing does."""
         probe = self.read_at(offset, _PROBE_BYTES)
-        length, crc = unpack_frame(probe[:FRAME_BYTES])
-        if not 0 < length <= MAX_PAYLOAD_BYTES or offset + FRAME_BYTES + length > self.segment.end:
-            return False
-        if _own_offset(probe) != offset:
-            return False
-        payload = self.read_at(offset + FRAME_BYTES, length)
-        return crc_matches(payload, crc)
+        length, _ = unpack_frame(probe[:FRAME_BYTES])
+        fits = length <= MAX_PAYLOAD_BYTES and offset + FRAME_BYTES + length <= self.segment.end
+        return length if fits and _own_offset(probe) == offset else 0
+
+    def _crc_is_right(self, offset: int) -> bool:
+        length, crc = unpack_frame(self.read_at(offset, FRAME_BYTES))
+        return crc_matches(self.read_at(offset + FRAME_BYTES, length), crc)
 
     def _read(self, offset: int, length: int, end: int) -> memoryview:
         return memoryview(self.read_at(offset, min(length, end - offset)))
@@ -156,11 +174,18 @@ class SegmentReader:
         return Fault(self.segment, offset, FaultKind.INCOMPLETE, reason)
 
 
-def decode_frame(segment: Segment, frame: Frame) -> Genesis | RawBatch | Fault:
-    """Decode a frame, commands left encoded; a `Fault` where it or its offset is wrong."""
+def decode_frame(
+    segment: Segment, frame: Frame, *, whole: bool = False
+) -> Genesis | RawBatch | Fault:
+    """Decode a frame, commands left encoded, and check its own offset; a `Fault` if that fails.
+
+    `whole` decodes the commands as well, only to see that they do.
+    """
     try:
         record = decode_raw(frame.payload)
-    except msgspec.DecodeError as error:
+        if whole:
+            decode_record(frame.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Fault(
             segment, frame.offset, FaultKind.UNDECODABLE, f"the payload does not decode: {error}"
         )

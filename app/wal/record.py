@@ -24,6 +24,7 @@ FRAME_BYTES: Final = 8
 MAX_PAYLOAD_BYTES: Final = 1 << 30
 
 _frame: Final = Layout("<II")
+# msgspec decodes `Raw | None` as nil alone; nil is one of the things that `Raw` holds.
 
 
 class Genesis(Struct, tag_field="kind", tag="genesis", kw_only=True, frozen=True):

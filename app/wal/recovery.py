@@ -116,16 +116,17 @@ def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
     aside = last.path.with_name(f"{last.path.name}.{scan.end}.torn")
     fd = files.open(last.path, write=True)
     try:
-        tail = files.read(fd, last.end - scan.end, scan.end - last.start)
-        write_new_file(files, aside, tail)
-        files.truncate(fd, scan.end - last.start)
+        if scan.end > last.start:
+            tail = files.read(fd, last.end - scan.end, scan.end - last.start)
+            write_new_file(files, aside, tail)
+            files.truncate(fd, scan.end - last.start)
         syncer.sync(fd)
     finally:
         files.close(fd)
     _log.warning(
         "cut a torn tail of %d bytes off %s at offset %d (%s); it was never acknowledged and is "
         "copied to %s",
-        len(tail),
+        last.end - scan.end,
         last.path.name,
         scan.end,
         scan.fault.reason if scan.fault else "no fault",
@@ -134,7 +135,8 @@ def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
     if scan.end > last.start:
         scan.segments[-1] = Segment(last.path, last.start, scan.end - last.start)
     else:
-        files.unlink(last.path)
+        # Nothing of the segment is kept: moving it aside is the copy and the cut in one step.
+        files.rename(last.path, aside)
         files.sync_directory(last.path.parent)
         scan.segments.pop()
     return aside

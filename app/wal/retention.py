@@ -26,16 +26,16 @@ def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int
     given_back = 0
     for segment in segments[:-1]:
         if segment.end <= limit:
+            # Each before the next, or a power cut could leave a gap between two.
             files.unlink(segment.path)
-            given_back += segment.end - max(start, segment.start)
-    if given_back:
-        files.sync_directory(directory)
+            files.sync_directory(directory)
+            given_back += max(segment.end - max(start, segment.start), 0)
     for segment in segments:
         if segment.start < limit < segment.end or (
             segment is segments[-1] and limit == segment.end
         ):
             given_back += _punch(files, segment, max(start, segment.start), limit)
-    return max(given_back, 0)
+    return given_back
 
 
 def _punch(files: FileSystem, segment: Segment, start: int, limit: int) -> int:

@@ -70,11 +70,12 @@ def scan_log(
         segments=segments,
         wal_id=genesis.wal_id,
         start=start,
-        end=start,
+        end=min(start, segments[-1].end),
         next_command_id=genesis.first_command_id,
         last_record=first.start if start == behind else start,
     )
     marks = (checkpoint.wal_offset if checkpoint else evidence.offset, evidence.offset)
+    _check_marks(first, first.start, behind, marks)
     at = segment_of(segments, start)
     for segment in segments[1 : at + 1]:
         _check_same_log(segment, _read_genesis(files, segment)[0], genesis)
@@ -120,15 +121,13 @@ def _scan_segment(
     reader = SegmentReader(files, segment)
     try:
         for frame in reader.frames(max(scan.start, segment.start)):
-            record = decode_frame(segment, frame)
+            record = decode_frame(segment, frame, whole=True)
             if not isinstance(record, Fault):
                 record = _check_order(scan, segment, frame, record, owner)
             if isinstance(record, Fault):
                 scan.fault = record
                 return
-            if any(frame.offset < mark < frame.end for mark in marks):
-                reason = f"the checkpoint or Postgres point into the middle of this record: {marks}"
-                raise CorruptionError(segment.path.name, frame.offset, reason)
+            _check_marks(segment, frame.offset, frame.end, marks)
             scan.last_record, scan.end = frame.offset, frame.end
             if isinstance(record, RawBatch):
                 _count(scan, frame, record, marks[0], window)
@@ -137,6 +136,13 @@ def _scan_segment(
             scan.fault = Fault(segment, segment.start, FaultKind.INCOMPLETE, "the segment is empty")
     finally:
         reader.close()
+
+
+def _check_marks(segment: Segment, offset: int, end: int, marks: Sequence[int]) -> None:
+    """The checkpoint and the progress row are ends of records."""
+    if any(offset < mark < end for mark in marks):
+        reason = f"the checkpoint or Postgres point into the middle of this record: {marks}"
+        raise CorruptionError(segment.path.name, offset, reason)
 
 
 def _count(scan: Scan, frame: Frame, record: RawBatch, checkpoint_offset: int, window: int) -> None:
@@ -191,12 +197,7 @@ def _read_genesis(files: FileSystem, segment: Segment) -> tuple[Genesis, int]:
 def _check_owner(
     segment: Segment, genesis: Genesis, environment: str, checkpoint: Checkpoint | None
 ) -> None:
-    if genesis.format != FORMAT:
-        raise CorruptionError(
-            segment.path.name,
-            segment.start,
-            f"format {genesis.format}; this version reads {FORMAT}",
-        )
+    _check_format(segment, genesis)
     if genesis.environment != environment:
         raise CorruptionError(
             segment.path.name,
@@ -218,7 +219,14 @@ def _check_owner(
         )
 
 
+def _check_format(segment: Segment, genesis: Genesis) -> None:
+    if genesis.format != FORMAT:
+        reason = f"format {genesis.format}; this version reads {FORMAT}"
+        raise CorruptionError(segment.path.name, segment.start, reason)
+
+
 def _check_same_log(segment: Segment, genesis: Genesis, owner: Genesis) -> None:
+    _check_format(segment, genesis)
     if genesis.wal_id != owner.wal_id or genesis.environment != owner.environment:
         raise CorruptionError(
             segment.path.name,
@@ -256,9 +264,20 @@ def _first_kept(
     reader = SegmentReader(files, first)
     try:
         found = reader.find_valid_record(behind_genesis)
+        start = first.end if found is None else found
+        given_back = reader.is_zero(behind_genesis, start)
     finally:
         reader.close()
-    return first.end if found is None else found
+    if not given_back:
+        reason = f"neither a valid record nor given back, up to offset {start}"
+        raise CorruptionError(first.path.name, behind_genesis, reason)
+    if start > evidence.offset:
+        reason = (
+            f"nothing is here up to offset {start}; {evidence.source} shows that the log was "
+            f"replicated up to {evidence.offset}, and no more than that is ever given back"
+        )
+        raise CorruptionError(first.path.name, behind_genesis, reason)
+    return start
 
 
 def _record_at(files: FileSystem, segment: Segment, offset: int) -> bool:

@@ -6,15 +6,18 @@ syncs, and only then lets anything be acknowledged (protocol, sections 1, 2 and 
 
 import logging
 import threading
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from app.chain.header import Delegation, Header, Roots
 from app.errors import DiskFull, EntryFault, RequestConflict, Unavailable
 from app.model.codec import PreparedRequest
+from app.model.entry import Entry
 from app.wal.dedup import DuplicateIndex
 from app.wal.log import Log
 from app.wal.record import RawBatch, encode_record, raw_commands
@@ -23,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 # What a record holds besides its commands, and what an array item costs at most.
 _RECORD_OVERHEAD_BYTES: Final = 256
+# What a block adds to it: header, roots and a delegation; and each of its indices, at most.
+_BLOCK_OVERHEAD_BYTES: Final = 1024
+_INDEX_BYTES: Final = 3
 
 
 class Duplicate(NamedTuple):
@@ -41,6 +47,7 @@ class Appended:
     last_command_id: int | None
     wal_offset: int
     duplicates: list[Duplicate]
+    block_height: int | None = None
 
 
 class Reached(NamedTuple):
@@ -50,6 +57,34 @@ class Reached(NamedTuple):
 
 
 Outcome = Appended | Reached | RequestConflict | DiskFull
+
+
+class PendingBlock(Protocol):
+    """A block on its way into a record; `indices` are its commands among the record's."""
+
+    header: Header
+    indices: list[int]
+    authority: Delegation | None
+
+    @property
+    def roots(self) -> Roots:
+        """The roots after the block."""
+
+
+Pending = TypeVar("Pending", bound=PendingBlock)
+
+
+class Blocks(Protocol[Pending]):
+    """What makes blocks of batches: prepared before the record, applied after its sync."""
+
+    def prepare(self, entries: Sequence[Entry]) -> Pending | None:
+        """The block of a batch, if it has one. Raises `DiskFull`; nothing is changed."""
+
+    def applied(self, pending: Pending | None, first_command_id: int, end: int) -> None:
+        """The record is durable up to `end`: apply its block, if it has one."""
+
+    def height_of(self, request_uuid: bytes) -> int | None:
+        """The block that covers a command; None when none does."""
 
 
 class Submission:
@@ -79,12 +114,14 @@ class Committed:
     append_s: float = 0.0
     sync_s: float = 0.0
     end_offset: int = 0
+    block_height: int | None = None
 
 
 @dataclass(slots=True)
 class _Plan:
     """What becomes of a batch of requests: the entries to write, and who waits for them."""
 
+    entries: list[Entry] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     fingerprints: list[bytes] = field(default_factory=list)
@@ -105,9 +142,11 @@ class _Verdict:
     waiting: list[tuple[UUID, int]]
     conflict: RequestConflict | None
     needs_record: bool
+    # The end of the record that holds the last of a request that adds nothing itself.
+    end: int = 0
 
 
-class WalWriter:
+class WalWriter(Generic[Pending]):
     """Queue and thread in front of a `Log`.
 
     `deliver` is called on the writer's thread, once a pass, after the sync. `on_fatal` is called on
@@ -118,6 +157,7 @@ class WalWriter:
         self,
         log: Log,
         index: DuplicateIndex,
+        blocks: Blocks[Pending],
         *,
         next_command_id: int,
         max_batch_entries: int,
@@ -129,6 +169,7 @@ class WalWriter:
     ) -> None:
         self.index = index
         self._log = log
+        self._blocks = blocks
         self._next_command_id = next_command_id
         self._max_batch_entries = max_batch_entries
         self._max_batch_bytes = max_batch_bytes
@@ -223,11 +264,13 @@ class WalWriter:
         taken_at = perf_counter()
         plan = self._plan(batch)
         failure: DiskFull | None = None
+        block: Pending | None = None
         append_s = sync_s = 0.0
         first_command_id = self._next_command_id
         if plan.keys:
             try:
-                offset, appended = self._append(plan)
+                block = self._blocks.prepare(plan.entries)
+                offset, appended = self._append(plan, block)
             except DiskFull as error:
                 failure = error
             else:
@@ -236,24 +279,36 @@ class WalWriter:
                 sync_s = perf_counter() - taken_at - append_s
                 self._next_command_id += len(plan.keys)
                 self.index.add(offset, appended, first_command_id, plan.keys, plan.fingerprints)
-        end = self._log.end
-        outcomes = [
-            (verdict.submission, self._outcome(verdict, first_command_id, end, failure))
-            for verdict in plan.verdicts
-        ]
-        written = len(plan.keys) if failure is None else 0
+                self._blocks.applied(block, first_command_id, appended)
+        written = _Written(first_command_id, self._log.end, failure, block)
         self._deliver(
-            Committed(outcomes, taken_at, written, plan.duplicates, append_s + sync_s, sync_s, end)
+            Committed(
+                outcomes=[
+                    (each.submission, self._outcome(each, written)) for each in plan.verdicts
+                ],
+                taken_at=taken_at,
+                entries=len(plan.keys) if failure is None else 0,
+                duplicates=plan.duplicates,
+                append_s=append_s + sync_s,
+                sync_s=sync_s,
+                end_offset=self._log.end,
+                block_height=None if block is None or failure else block.header.batch_seq,
+            )
         )
 
-    def _append(self, plan: _Plan) -> tuple[int, int]:
+    def _append(self, plan: _Plan, block: Pending | None) -> tuple[int, int]:
         size = sum(map(len, plan.bodies)) + _RECORD_OVERHEAD_BYTES
+        if block is not None:
+            size += _BLOCK_OVERHEAD_BYTES + _INDEX_BYTES * len(block.indices)
         offset = self._log.reserve(size, self._next_command_id)
         record = RawBatch(
             offset=offset,
             first_command_id=self._next_command_id,
             commands=raw_commands(plan.bodies),
         )
+        if block is not None:
+            record.header, record.roots = block.header, block.roots
+            record.block_indices, record.authority = block.indices, block.authority
         return offset, self._log.append(encode_record(record))
 
     def _plan(self, batch: list[Submission]) -> _Plan:
@@ -264,6 +319,7 @@ class WalWriter:
             if request is None:
                 plan.verdicts.append(_Verdict(submission, first, 0, [], [], None, False))
             elif self._all_new(request, plan):
+                plan.entries += request.entries
                 plan.keys += request.keys
                 plan.bodies += request.bodies
                 plan.fingerprints += request.fingerprints
@@ -313,18 +369,20 @@ class WalWriter:
             conflict = RequestConflict(faults[0].message, tuple(faults[:100]))
             return _Verdict(submission, first, 0, [], [], conflict, leans)
         for index in take:
+            plan.entries.append(request.entries[index])
             plan.keys.append(request.keys[index])
             plan.bodies.append(request.bodies[index])
             plan.fingerprints.append(request.fingerprints[index])
         plan.pending |= fresh
         plan.duplicates += len(known) + len(waiting)
-        return _Verdict(submission, first, len(take), known, waiting, None, bool(take or waiting))
+        end = max((self.index.end_offset(command_id) for _, command_id in known), default=0)
+        needs_record = bool(take or waiting)
+        return _Verdict(submission, first, len(take), known, waiting, None, needs_record, end)
 
-    def _outcome(
-        self, verdict: _Verdict, first_command_id: int, end: int, failure: DiskFull | None
-    ) -> Outcome:
-        if failure is not None and verdict.needs_record:
-            return failure
+    def _outcome(self, verdict: _Verdict, written: "_Written") -> Outcome:
+        first_command_id, end = written.first_command_id, written.end
+        if written.failure is not None and verdict.needs_record:
+            return written.failure
         if verdict.conflict is not None:
             return verdict.conflict
         request = verdict.submission.request
@@ -335,5 +393,27 @@ class WalWriter:
         first = first_command_id + verdict.first if verdict.count else None
         last = first + verdict.count - 1 if first is not None else None
         if not verdict.needs_record:
-            end = max(self.index.end_offset(command_id) for _, command_id in verdict.known)
-        return Appended(len(request.keys), first, last, end, duplicates)
+            end = verdict.end
+        height = self._height(verdict, written.block)
+        return Appended(len(request.keys), first, last, end, duplicates, height)
+
+    def _height(self, verdict: _Verdict, block: PendingBlock | None) -> int | None:
+        """The block that covers a command of the request: this record's, else a duplicate's own."""
+        if block is not None:
+            at = bisect_left(block.indices, verdict.first)
+            if at < len(block.indices) and block.indices[at] < verdict.first + verdict.count:
+                return block.header.batch_seq
+            positions = {position for _, position in verdict.waiting}
+            if not positions.isdisjoint(block.indices):
+                return block.header.batch_seq
+        heights = (self._blocks.height_of(uuid.bytes) for uuid, _ in verdict.known)
+        return next((height for height in heights if height is not None), None)
+
+
+class _Written(NamedTuple):
+    """What became of a plan's record."""
+
+    first_command_id: int
+    end: int
+    failure: DiskFull | None
+    block: PendingBlock | None

@@ -15,7 +15,9 @@ from tests.support.service import Service
 class MakeService(Protocol):
     """Makes a service on the test's own directory and database; it is not started yet."""
 
-    def __call__(self, database_url: str | None = None, /, **settings: object) -> Service: ...
+    def __call__(
+        self, database_url: str | None = None, /, *, name: str = "data", **settings: object
+    ) -> Service: ...
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +53,10 @@ def make_service(tmp_path: Path, database_url: str) -> Iterator[MakeService]:
     """Whatever is still running at the end is killed."""
     with ExitStack() as running:
 
-        def make(url: str | None = None, /, **settings: object) -> Service:
-            service = Service(tmp_path / "data", url or database_url, **settings)
+        def make(
+            url: str | None = None, /, *, name: str = "data", **settings: object
+        ) -> Service:
+            service = Service(tmp_path / name, url or database_url, **settings)
             return running.enter_context(service)
 
         yield make

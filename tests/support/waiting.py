@@ -10,7 +10,12 @@ T = TypeVar("T")
 _INTERVAL_S = 0.02
 
 
-def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 30) -> T:
+def wait_for(
+    condition: Callable[[], T | None],
+    what: str,
+    timeout_s: float = 30,
+    interval_s: float = _INTERVAL_S,
+) -> T:
     """Return the first true value of `condition`; fail with `what` when the limit is reached."""
     deadline = monotonic() + timeout_s
     pause = Event()
@@ -20,4 +25,4 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 30
             return value
         if monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        pause.wait(_INTERVAL_S)
+        pause.wait(interval_s)

@@ -1,5 +1,6 @@
 """The client against a real HTTP/2 connection; the clock and the sleep are the test's own."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
@@ -210,6 +211,19 @@ async def test_a_request_that_is_encoded_already_is_sent_as_it_is(
         result = await client.append_encoded(body, JSON)
     assert service.bodies == [body]
     assert result.command_ids([U3]) == [1]
+
+
+async def test_requests_at_once_do_not_stall_each_other(service: H2Service, clock: Clock) -> None:
+    """Together they keep the flow-control window that HTTP/2 begins with (64 KiB) used up."""
+
+    async def work(client: JournalClient) -> None:
+        for _ in range(40):
+            large = Entry(request_uuid=uuid4(), received_ts_ms=1, command_data=bytes(30_000))
+            await client.append([large])
+
+    async with client_of(service, clock) as client:
+        await asyncio.wait_for(asyncio.gather(*(work(client) for _ in range(8))), 20)
+    assert len(service.bodies) == len(service.command_ids) == 320
 
 
 async def test_an_unknown_entry_is_none(service: H2Service, clock: Clock) -> None:

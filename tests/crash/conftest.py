@@ -1,0 +1,27 @@
+"""What every crash test needs: a seed that can be given again, and the feed."""
+
+import os
+from pathlib import Path
+from random import Random, SystemRandom
+
+import pytest
+
+from tests.support.feed_audit import Feed, find_feed
+
+
+@pytest.fixture
+def rng() -> Random:
+    """Chance that can be repeated: the seed is printed, and `CRASH_SEED` gives it."""
+    seed = int(os.environ.get("CRASH_SEED") or SystemRandom().randrange(2**32))
+    print(f"CRASH_SEED={seed}")  # noqa: T201 - shown with a failure
+    return Random(seed)
+
+
+@pytest.fixture(scope="session")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
+    return find_feed(tmp_path_factory.mktemp("feed"))
+
+
+@pytest.fixture(scope="session")
+def wal_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("wal")
