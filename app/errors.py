@@ -6,10 +6,13 @@
     │   ├── StartRefused           starting now could lose or fork the journal
     │   ├── WalLocked              another process owns this WAL directory
     │   ├── DiskFull               no room for the record; it was cut off again
+    │   │   └── StoreFull          no room in the commitment store; the record itself is durable
+    │   ├── StoreFailed            the commitment store can't be read or written: open it anew
     │   ├── WalFailed              a write or sync failed: nothing further may be acknowledged
     │   ├── DatabaseUnavailable    Postgres can't be reached, or not used, right now
     │   └── ReplicationRefused     Postgres and the WAL contradict each other
     ├── CorruptionError            what is on disk is not what was written
+    │   └── StoreCorrupt           so is the commitment store, which can be rebuilt
     ├── InvariantError             the code contradicts itself: a defect
     └── RequestError               a client's request can't be honoured
         ├── InvalidBody            not decodable in its content type
@@ -52,6 +55,14 @@ class DiskFull(OperatingError):
     """There was no room for the record. What was written of it has been cut off again."""
 
 
+class StoreFull(DiskFull):
+    """The commitment store had no room for a block whose record is durable. Open it anew."""
+
+
+class StoreFailed(OperatingError):
+    """The commitment store can't be read or written as it is. Nothing is known to be damaged."""
+
+
 class WalFailed(OperatingError):
     """A write or a sync of the WAL failed. The process must stop without acknowledging."""
 
@@ -72,6 +83,14 @@ class CorruptionError(JournalError):
         self.segment = segment
         self.offset = offset
         self.reason = reason
+
+
+class StoreCorrupt(CorruptionError):
+    """The commitment store at `segment` can't be read, or contradicts itself."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, 0, reason)
+        self.args = (f"{path}: {reason}; `journal commitments rebuild` can rebuild it",)
 
 
 class InvariantError(JournalError):

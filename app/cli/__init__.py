@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from app.cli.keys import keys
 from app.cli.operator import adopt, migrate, serve
 from app.cli.replaying import replay
 from app.cli.requests import checkpoint, flush, post
+from app.cli.verify import verify
 from app.cli.wal import wal
 from app.errors import JournalError, SettingsError
 
@@ -66,11 +68,13 @@ def main() -> None:
     See how far it is, and what is on disk:
       journal checkpoint
       journal wal inspect
+    Make the key that blocks are signed for (JOURNAL_COLD_KEY_FILE):
+      journal keys new cold.json
 
     Settings are environment variables with the prefix JOURNAL_, or options of the same names:
     `journal serve --help` lists them all.
     """  # noqa: D301 - the escape is click's
 
 
-for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, wal):
+for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, wal, keys, verify):
     main.add_command(_command)

@@ -4,7 +4,7 @@ Protocol, section 6. Commands are copied into a temporary table first, since onl
 leave out those whose `request_uuid` is there already; what is below the others can't conflict and
 is copied straight into its table. A record that holds content which Postgres refuses is halved
 under savepoints until the entries at fault are alone; they become dead letters, the others go in as
-ever.
+ever. The blocks of the records follow, whatever became of their entries.
 """
 
 import logging
@@ -16,6 +16,8 @@ from msgspec.structs import replace
 
 from app.errors import DatabaseUnavailable, ReplicationRefused
 from app.model.entry import Entry
+from app.replication.block_rows import blocks_of
+from app.replication.block_sink import insert_blocks
 from app.replication.connection import (
     CONTENT_ERRORS,
     SINK_LIMITS,
@@ -101,6 +103,9 @@ VALUES (
     greatest(
         (SELECT max(command_id) FROM engine_commands WHERE environment = $1),
         (SELECT max(command_id) FROM dead_letters WHERE environment = $1),
+        -- A repeated entry is in neither, and may be in a block.
+        (SELECT last_command_id FROM rsm_blocks WHERE environment = $1
+            ORDER BY batch_seq DESC LIMIT 1),
         0),
     (SELECT max(l2_sequence) FROM engine_events WHERE environment = $1),
     (SELECT count(*) FROM dead_letters WHERE environment = $1))
@@ -176,15 +181,18 @@ class Sink:
         """Commit `batches`, the whole log from `progress` up to `end_offset`, and the new progress.
 
         All of it or nothing is committed; after `DatabaseUnavailable` only the progress row tells
-        which. Raises `ReplicationRefused` when Postgres is not exactly where `progress` says.
+        which. Raises `ReplicationRefused` when Postgres is not exactly where `progress` says, or
+        holds other blocks.
         """
         entries = numbered(batches)
+        blocks = blocks_of(batches)
         after = advance(progress, entries, end_offset)
         with translated("replicating"):
             try:
                 async with self._transaction():
                     await self._move_progress(progress, after)
-                    await self._insert(entries)
+                    left_out = await self._insert(entries)
+                    await insert_blocks(self._connection, self._environment, blocks, left_out)
             except CONTENT_ERRORS as error:
                 if not is_content_error(error):
                     raise
@@ -193,7 +201,9 @@ class Sink:
                 return after
             async with self._transaction():
                 await self._move_progress(progress, after)
-                dead = await self._insert_what_can_be(entries)
+                left_out = set()
+                dead = await self._insert_what_can_be(entries, left_out)
+                await insert_blocks(self._connection, self._environment, blocks, left_out)
                 after = replace(after, dead_letters=after.dead_letters + dead)
                 await self._connection.execute(
                     _COUNT_DEAD_LETTERS, self._environment, after.dead_letters
@@ -244,25 +254,30 @@ class Sink:
                 + ("is gone" if row is None else f"is at {row['wal_offset']} of {row['wal_id']}")
             )
 
-    async def _insert(self, entries: Sequence[Numbered]) -> None:
-        """Insert `entries` and all below them, save those whose `request_uuid` is there already."""
+    async def _insert(self, entries: Sequence[Numbered]) -> set[int]:
+        """Insert `entries` and all below them, save those whose `request_uuid` is there already.
+
+        Returns the `command_id`s of the latter.
+        """
         if not entries:
-            return
+            return set()
         await self._connection.copy_records_to_table(
             "staged_commands",
             records=command_rows(self._environment, entries),
             columns=COMMAND_COLUMNS,
         )
         inserted = await self._connection.fetch(_INSERT_STAGED)
+        left_out: set[int] = set()
         if len(inserted) < len(entries):
-            kept = {row["command_id"] for row in inserted}
-            _log.warning("%d repeated request_uuids are left out", len(entries) - len(kept))
-            entries = [pair for pair in entries if pair[0] in kept]
+            left_out = {pair[0] for pair in entries} - {row["command_id"] for row in inserted}
+            _log.warning("%d repeated request_uuids are left out", len(left_out))
+            entries = [pair for pair in entries if pair[0] not in left_out]
         for table, columns, rows in child_rows(
             self._environment, entries, persist_digests=self._persist_digests
         ):
             await self._connection.copy_records_to_table(table, records=rows, columns=columns)
         await self._upsert_balances(entries)
+        return left_out
 
     async def _upsert_balances(self, entries: Sequence[Numbered]) -> None:
         balances = newest_balances(entries)
@@ -277,11 +292,14 @@ class Sink:
                 timestamps,
             )
 
-    async def _insert_what_can_be(self, entries: Sequence[Numbered]) -> int:
-        """Insert `entries` in order, those refused as dead letters; returns their number."""
+    async def _insert_what_can_be(self, entries: Sequence[Numbered], left_out: set[int]) -> int:
+        """Insert `entries` in order, those refused as dead letters; returns their number.
+
+        Adds to `left_out` what `_insert` returns.
+        """
         await self._connection.execute("SAVEPOINT span")
         try:
-            await self._insert(entries)
+            repeated = await self._insert(entries)
             # Or every later span would go over them again.
             await self._connection.execute("DELETE FROM staged_commands")
         except CONTENT_ERRORS as error:
@@ -293,10 +311,11 @@ class Sink:
                 return 1
         else:
             await self._connection.execute("RELEASE SAVEPOINT span")
+            left_out |= repeated
             return 0
         middle = len(entries) // 2
-        older = await self._insert_what_can_be(entries[:middle])
-        return older + await self._insert_what_can_be(entries[middle:])
+        older = await self._insert_what_can_be(entries[:middle], left_out)
+        return older + await self._insert_what_can_be(entries[middle:], left_out)
 
     async def _bury(self, command_id: int, entry: Entry, error: Exception) -> None:
         _log.error("command %d (%s) is a dead letter", command_id, entry.request_uuid)

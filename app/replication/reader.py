@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from app.replication.block_reader import BlockReader, BlockReference, HeldCommand
 from app.replication.connection import READER_LIMITS, Limits, connect_options, translated
 from app.replication.postgres import READ_PROGRESS
 from app.replication.rows import Progress
@@ -92,6 +93,17 @@ class Reader:
         row = await self._fetchrow("looking at the environment", _SUMMARY, COUNT_LIMIT)
         held = {} if row is None else dict(row)
         return EnvironmentSummary(**held, progress=await self.progress())
+
+    async def newest_block(self) -> BlockReference | None:
+        """The highest block; None where there is none, or before the migration for blocks."""
+        async with self._connection("looking for the newest block") as connection:
+            return await BlockReader(connection, self._environment).newest_block()
+
+    async def block_commands(self, height: int) -> list[HeldCommand]:
+        """The commands of a block with their content; none where there is no such block."""
+        async with self._connection("reading a block's commands") as connection:
+            blocks = BlockReader(connection, self._environment)
+            return await blocks.commands(height, content=True)
 
     async def close(self) -> None:
         """Give back the connections."""

@@ -3,9 +3,10 @@
 Migrations alone create them; a test compares what they make with what is declared here. Columns
 bear the names of the entry's fields (section 3).
 
-There are no foreign keys. The one writer inserts children in the transaction of their parent, so a
+Children have no foreign keys. The one writer inserts them in the transaction of their parent, so a
 key could only confirm what it just did, at an index look-up for each copied row, and would forbid
-detaching or moving a shard table by table.
+detaching or moving a shard table by table. Blocks have them, for there a key says more: that each
+goes on behind the one before it. History is complete here, so a chain begins at height 0 alone.
 """
 
 from typing import Any, Final
@@ -14,7 +15,9 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
+    ForeignKeyConstraint,
     Index,
     LargeBinary,
     MetaData,
@@ -28,12 +31,14 @@ from sqlalchemy import (
     text,
 )
 
+from app.chain.header import SIGNATURE_BYTES
 from app.model.entry import ADDRESS_BYTES, HASH_BYTES
 
 metadata: Final = MetaData(
     naming_convention={
         "pk": "%(table_name)s_pkey",
         "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
         "ix": "%(table_name)s_%(column_0_N_name)s_idx",
         "ck": "%(table_name)s_%(constraint_name)s_check",
     }
@@ -219,4 +224,113 @@ dead_letters: Final = Table(
     _now("recorded_at"),
     PrimaryKeyConstraint("environment", "command_id"),
     Index(None, "environment", "request_uuid"),
+)
+
+rsm_blocks: Final = Table(
+    "rsm_blocks",
+    metadata,
+    _text("environment"),
+    _bigint("batch_seq"),
+    _bytes("block_hash"),
+    _bytes("prev_block_hash"),
+    _bytes("commands_hash"),
+    _bytes("batch_root"),
+    _bigint("command_count"),
+    _bigint("first_seq"),
+    _bigint("timestamp"),
+    _bytes("signer"),
+    _bytes("signature"),
+    _bigint("first_command_id"),
+    _bigint("last_command_id"),
+    # The height before; null at height 0, where there is none to refer to.
+    Column("prev_batch_seq", BigInteger, Computed("NULLIF(batch_seq, 0) - 1", persisted=True)),
+    PrimaryKeyConstraint("environment", "batch_seq"),
+    UniqueConstraint("environment", "batch_seq", "block_hash"),
+    ForeignKeyConstraint(
+        ["environment", "prev_batch_seq", "prev_block_hash"],
+        ["rsm_blocks.environment", "rsm_blocks.batch_seq", "rsm_blocks.block_hash"],
+    ),
+    CheckConstraint(
+        "batch_seq > 0 OR batch_seq = 0 AND first_seq = 0"
+        f" AND prev_block_hash = decode(repeat('00', {HASH_BYTES}), 'hex')",
+        name="beginning",
+    ),
+    CheckConstraint("command_count > 0", name="command_count"),
+    _length("block_hash", HASH_BYTES),
+    _length("prev_block_hash", HASH_BYTES),
+    _length("commands_hash", HASH_BYTES),
+    _length("batch_root", HASH_BYTES),
+    _length("signer", ADDRESS_BYTES),
+    CheckConstraint(f"octet_length(signature) IN (0, {SIGNATURE_BYTES})", name="signature"),
+)
+
+rsm_roots: Final = Table(
+    "rsm_roots",
+    metadata,
+    _text("environment"),
+    _bigint("batch_seq"),
+    _bytes("state_root"),
+    _bytes("risk_root"),
+    _bytes("command_root"),
+    _bytes("obligation_root"),
+    _bytes("intent_root"),
+    PrimaryKeyConstraint("environment", "batch_seq"),
+    _length("state_root", HASH_BYTES),
+    _length("risk_root", HASH_BYTES),
+    _length("command_root", HASH_BYTES),
+    _length("obligation_root", HASH_BYTES),
+    _length("intent_root", HASH_BYTES),
+)
+
+rsm_block_commands: Final = Table(
+    "rsm_block_commands",
+    metadata,
+    _text("environment"),
+    _bigint("batch_seq"),
+    _bigint("leaf_index"),
+    _bigint("command_id"),
+    Column("request_uuid", Uuid, nullable=False),
+    _text("command_type"),
+    # What the block commits to: derived where engine_commands has none.
+    _bytes("command_identity_hash"),
+    # The entry whole, where engine_commands keeps an earlier one of its request_uuid instead: the
+    # block commits to it nonetheless, and without it could never be checked again.
+    _bytes("entry", nullable=True),
+    PrimaryKeyConstraint("environment", "batch_seq", "leaf_index"),
+    _length("command_identity_hash", HASH_BYTES),
+)
+
+rsm_current_state: Final = Table(
+    "rsm_current_state",
+    metadata,
+    _text("environment"),
+    _bigint("batch_seq"),
+    _bytes("block_hash"),
+    _bytes("batch_root"),
+    _bytes("state_root"),
+    _now("updated_at"),
+    PrimaryKeyConstraint("environment"),
+    ForeignKeyConstraint(
+        ["environment", "batch_seq", "block_hash"],
+        ["rsm_blocks.environment", "rsm_blocks.batch_seq", "rsm_blocks.block_hash"],
+    ),
+    _length("batch_root", HASH_BYTES),
+    _length("state_root", HASH_BYTES),
+)
+
+signing_authorities: Final = Table(
+    "signing_authorities",
+    metadata,
+    _text("environment"),
+    _bytes("delegator"),
+    _bytes("delegate"),
+    _bigint("valid_from"),
+    _bigint("valid_until"),
+    _bytes("signature"),
+    # The first block it covers, in whose record it was journaled.
+    _bigint("batch_seq"),
+    PrimaryKeyConstraint("environment", "delegate", "valid_from", "valid_until", "delegator"),
+    _length("delegator", ADDRESS_BYTES),
+    _length("delegate", ADDRESS_BYTES),
+    _length("signature", SIGNATURE_BYTES),
 )

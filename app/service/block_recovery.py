@@ -4,32 +4,50 @@ Protocol, section 5, and chain page. What differs refuses the start and names bl
 """
 
 import logging
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from app.chain.pipeline import first_difference, prepare_block
 from app.chain.store import CommitmentStore
-from app.errors import CorruptionError
+from app.errors import CorruptionError, StartRefused
 from app.service.blocks import block_commands
 from app.wal.files import FileSystem
 from app.wal.reader import Frame, SegmentReader, segment_of
 from app.wal.record import Batch, decode_record
-from app.wal.scan import Scan
 from app.wal.segments import Segment
 
 _log = logging.getLogger(__name__)
 
 
-def catch_up(files: FileSystem, scan: Scan, store: CommitmentStore) -> int:
-    """Apply the blocks that the store has not; returns how many. Raises `CorruptionError`."""
-    same_log = store.wal_id == scan.wal_id
-    start = max(scan.start, store.wal_offset) if same_log else scan.start
+class LogExtent(NamedTuple):
+    """A log between the offset where reading begins and its end."""
+
+    segments: Sequence[Segment]
+    wal_id: str
+    start: int
+    end: int
+
+
+def catch_up(
+    files: FileSystem, log: LogExtent, store: CommitmentStore
+) -> int:
+    """Apply the blocks of a log that the store has not; returns how many.
+
+    Raises `CorruptionError`, and `StartRefused` for a store that belongs to another log.
+    """
+    if store.wal_id not in (None, log.wal_id):
+        raise StartRefused(
+            f"the commitment store belongs to the log {store.wal_id}, this is the log {log.wal_id}"
+        )
+    start = max(log.start, store.wal_offset)
     applied = 0
-    for segment in scan.segments[segment_of(scan.segments, start) :]:
+    for segment in log.segments[segment_of(log.segments, start) :]:
         reader = SegmentReader(files, segment)
         try:
-            for frame in reader.frames(max(start, segment.start), scan.end):
-                applied += _apply(scan.wal_id, segment, frame, store)
+            for frame in reader.frames(max(start, segment.start), log.end):
+                applied += _apply(log.wal_id, segment, frame, store)
             if reader.fault is not None:
                 raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
         finally:

@@ -147,6 +147,12 @@ class BlockProducer:
         self.store.sync()
         return end
 
+    def close(self) -> None:
+        """Make the store durable and close it."""
+        if not self._starved:
+            self.store.sync()
+        self.store.close()
+
     def _recover_store(self) -> None:
         self.store.close()
         self.store = self._reopen()

@@ -2,8 +2,9 @@
 
 It follows the progress of replication, and the log is given back behind it.
 
-Order (protocol, section 5): Postgres has committed; the checkpoint is replaced and synced; then
-segments are unlinked and punched, up to a limit that the checkpoint on disk already names.
+Order (protocol, section 5): Postgres has committed; the commitment store is synced, the checkpoint
+replaced and synced; then segments are unlinked and punched, up to a limit that the checkpoint on
+disk already names.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from app.errors import DiskFull
 from app.replication.link import Progressed
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
@@ -34,7 +36,8 @@ class CheckpointKeeper:
 
     `current` is what is on disk, or where recovery found things at start.
 
-    `keep_from` gives the lowest offset that is needed for other reasons than replication.
+    `keep_from` gives the lowest offset that is needed for other reasons than replication;
+    `sync_commitments` makes the commitment store durable and gives the offset it then reaches.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class CheckpointKeeper:
         wal_dir: Path,
         start: Checkpoint,
         keep_from: Callable[[], int],
+        sync_commitments: Callable[[], int],
         on_given_back: Callable[[int], None],
     ) -> None:
         self.current = start
@@ -51,6 +55,7 @@ class CheckpointKeeper:
         self._path = path
         self._wal_dir = wal_dir
         self._keep_from = keep_from
+        self._sync_commitments = sync_commitments
         self._on_given_back = on_given_back
         self._wanted = start
         self._given_back = start.retained_offset
@@ -121,7 +126,16 @@ class CheckpointKeeper:
 
         False when it could not be written.
         """
-        wanted = replace(self._wanted, retained_offset=self._retain(self._wanted))
+        retained = self._retain(self._wanted)
+        try:
+            if retained > self.current.retained_offset:
+                # What the store has not made durable itself can only be derived again from the log.
+                synced = await asyncio.to_thread(self._sync_commitments)
+                retained = retained if retained <= synced else self.current.retained_offset
+        except DiskFull as error:
+            _log.error("can't sync the commitment store, trying again: %s", error)
+            return False
+        wanted = replace(self._wanted, retained_offset=retained)
         if wanted != self.current or not self._files.exists(self._path):
             try:
                 await asyncio.to_thread(write_checkpoint, self._files, self._path, wanted)

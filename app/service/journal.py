@@ -59,7 +59,8 @@ class Journal:
         self._files = FileSystem()
         self._embedded: EmbeddedPostgres | None = None
         self._reader: Reader | None = None
-        self._writer: WalWriter | None = None
+        self._blocks: BlockProducer | None = None
+        self._writer: WalWriter[PendingBlock] | None = None
         self._keeper: CheckpointKeeper | None = None
         self._replication: ReplicationSupervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,16 +89,47 @@ class Journal:
         self._reader = Reader(dsn, settings.environment)
         held = await ask_postgres(self._reader)
         syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
-        opened = await asyncio.to_thread(open_log, self._files, settings, syncer, held, _now_ms)
+        store = await asyncio.to_thread(self._open_store)
+        opened = await asyncio.to_thread(
+            open_log, self._files, settings, syncer, held, store, _now_ms
+        )
+        await check_newest_block(dsn, settings.environment, store)
         self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
         if held and held.progress:
             self.dead_letters = held.progress.dead_letters
-        self._start_parts(opened, dsn)
+        signer = await asyncio.to_thread(open_signer, settings, _now_ms)
+        self._blocks = BlockProducer(
+            store,
+            settings.block_command_types,
+            signer,
+            opened.log.wal_id,
+            opened.log.end,
+            partial(self._reopen_store, opened.log.wal_id),
+        )
+        self._start_parts(opened, self._blocks, dsn)
         if self.state is State.STARTING:
             self.state = State.SERVING
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
-    def _start_parts(self, opened: OpenedLog, dsn: str) -> None:
+    def _open_store(self) -> CommitmentStore:
+        settings = self.settings
+        return CommitmentStore.open(
+            settings.commitments_dir,
+            settings.environment,
+            prune_window=settings.rsm_prune_window,
+            pruning_enabled=settings.rsm_pruning_enabled,
+        )
+
+    def _reopen_store(self, wal_id: str) -> CommitmentStore:
+        """On the writer's thread: open the store anew and apply what the log has beyond it."""
+        store = self._open_store()
+        segments = list_segments(self._files, self.settings.wal_dir)
+        kept_from = self._keeper.current.retained_offset if self._keeper else 0
+        start = max(store.wal_offset, kept_from, segments[0].start)
+        catch_up(self._files, LogExtent(segments, wal_id, start, segments[-1].end), store)
+        return store
+
+    def _start_parts(self, opened: OpenedLog, blocks: BlockProducer, dsn: str) -> None:
         settings = self.settings
         self._durable_offset = opened.log.end
         self._durable_command_id = opened.next_command_id - 1
@@ -108,12 +140,14 @@ class Journal:
             settings.wal_dir,
             opened.checkpoint,
             partial(self._keep_from, opened),
+            blocks.sync,
             self.metrics.hole_punched.inc,
         )
         self._keeper.start()
         self._writer = WalWriter(
             opened.log,
             opened.index,
+            blocks,
             next_command_id=opened.next_command_id,
             max_batch_entries=settings.max_batch_size,
             max_batch_bytes=settings.max_batch_bytes,
@@ -157,6 +191,8 @@ class Journal:
                 _log.warning("stopped with replication behind; it goes on at the next start")
         if self._keeper is not None:
             await self._keeper.stop()
+        if self._blocks is not None:
+            await asyncio.to_thread(self._blocks.close)
         if self._reader is not None:
             await self._reader.close()
         if self._embedded is not None:

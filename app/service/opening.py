@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
+from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable, StartRefused, WalLocked
 from app.replication.reader import EnvironmentSummary, Reader
 from app.replication.rows import Progress
+from app.service.block_recovery import LogExtent, catch_up
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint, read_checkpoint
 from app.wal.dedup import DuplicateIndex
@@ -60,26 +62,29 @@ def open_log(
     settings: Settings,
     syncer: Syncer,
     held: EnvironmentSummary | None,
+    store: CommitmentStore,
     now_ms: Callable[[], int],
 ) -> OpenedLog:
     """Recover the log, or begin one where there is none. Blocking; `held` is what Postgres said.
 
-    Raises `CorruptionError` and `StartRefused`; nothing has been changed then.
+    The commitment store is brought up to the end of the log. Raises `CorruptionError` and
+    `StartRefused`; the log has not been changed then.
     """
     checkpoint = read_checkpoint(files, settings.checkpoint_path)
     if checkpoint is None and files.exists(settings.checkpoint_path):
         _log.warning("%s is torn, going on without it", settings.checkpoint_path)
     index = DuplicateIndex(settings.dedup_window)
     if not list_segments(files, settings.wal_dir):
-        segment, wal_id = _begin(files, settings, checkpoint, held, now_ms)
+        segment, wal_id = _begin(files, settings, checkpoint, held, store, now_ms)
         log = _log_at(files, settings, syncer, wal_id, segment, now_ms)
         start = Checkpoint(
             wal_id=wal_id, environment=settings.environment, wal_offset=0, last_command_id=0
         )
         return OpenedLog(log, index, start, 1, 0)
-    scan, evidence, progress = examine(files, settings, checkpoint, held)
+    scan, evidence, progress = examine(files, settings, checkpoint, held, store)
     recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     load_index(files, scan, index, settings.dedup_window)
+    catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.end), store)
     known = _known_progress(settings, recovered, checkpoint, progress)
     log = _log_at(files, settings, syncer, recovered.wal_id, recovered.last_segment, now_ms)
     given = max(known.last_command_id, checkpoint.last_command_id if checkpoint else 0)
@@ -100,15 +105,18 @@ def examine(
     settings: Settings,
     checkpoint: Checkpoint | None,
     held: EnvironmentSummary | None,
+    store: CommitmentStore | None,
 ) -> tuple[Scan, Evidence, Progress | None]:
     """Read a log to its end; returns that, the evidence, and the progress row if it is this log's.
 
     Changes nothing. Raises `CorruptionError` and `StartRefused` as `scan_log` does.
     """
+    wal_id = read_owner(files, settings.wal_dir).wal_id
     progress = held.progress if held else None
-    if progress is not None and progress.wal_id != read_owner(files, settings.wal_dir).wal_id:
+    if progress is not None and progress.wal_id != wal_id:
         progress = None  # it speaks of another log; replication will refuse and say so
-    evidence = _evidence(checkpoint, progress)
+    applied = store.wal_offset if store is not None and store.wal_id == wal_id else 0
+    evidence = _evidence(checkpoint, progress, applied)
     scan = scan_log(
         files, settings.wal_dir, settings.environment, checkpoint, evidence, settings.dedup_window
     )
@@ -139,9 +147,15 @@ def _begin(
     settings: Settings,
     checkpoint: Checkpoint | None,
     held: EnvironmentSummary | None,
+    store: CommitmentStore,
     now_ms: Callable[[], int],
 ) -> tuple[Segment, str]:
     """Begin a new log in an empty directory, if that can't fork the journal."""
+    if store.wal_id is not None:
+        raise StartRefused(
+            f"the commitment store knows of the log {store.wal_id} up to block "
+            f"{store.state.height - 1}, but {settings.wal_dir} holds no segment"
+        )
     if files.exists(settings.checkpoint_path):
         known = (
             f"the log {checkpoint.wal_id} up to offset {checkpoint.wal_offset}"
@@ -192,7 +206,9 @@ def _log_at(
     )
 
 
-def _evidence(checkpoint: Checkpoint | None, progress: Progress | None) -> Evidence:
+def _evidence(
+    checkpoint: Checkpoint | None, progress: Progress | None, applied: int
+) -> Evidence:
     """The highest offset known to have been durable, and who says so."""
     known = Evidence(0, "nothing")
     if checkpoint is not None:
@@ -201,6 +217,8 @@ def _evidence(checkpoint: Checkpoint | None, progress: Progress | None) -> Evide
         known = Evidence(offset, "the checkpoint")
     if progress is not None and (checkpoint is None or progress.wal_offset > known.offset):
         known = Evidence(progress.wal_offset, "the progress row in Postgres")
+    if applied > known.offset:
+        known = Evidence(applied, "the commitment store")
     return known
 
 

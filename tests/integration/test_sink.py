@@ -478,7 +478,7 @@ async def test_a_second_sink_of_the_environment_is_turned_away(
 
 async def test_a_database_without_schema_is_turned_away(empty_database_url: str) -> None:
     with pytest.raises(
-        DatabaseUnavailable, match=r"revision none.* needs 0001: run `journal migrate`"
+        DatabaseUnavailable, match=r"revision none.* needs 0002: run `journal migrate`"
     ):
         await Sink.connect(empty_database_url, ENVIRONMENT)
 
@@ -488,7 +488,7 @@ async def test_a_database_at_another_revision_is_turned_away(
 ) -> None:
     await observer.execute("UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(
-        DatabaseUnavailable, match=r"revision 0000.* needs 0001: run `journal migrate`"
+        DatabaseUnavailable, match=r"revision 0000.* needs 0002: run `journal migrate`"
     ):
         await Sink.connect(database_url, ENVIRONMENT)
 

@@ -12,7 +12,6 @@ from coincurve import PrivateKey
 
 from app.chain.authority import (
     CURVE_ORDER,
-    Delegation,
     InvalidSignature,
     address_of,
     check_authentic,
@@ -24,7 +23,7 @@ from app.chain.authority import (
     sign,
     sign_header,
 )
-from app.chain.header import NO_SIGNER, Header, block_hash
+from app.chain.header import NO_SIGNER, Delegation, Header, block_hash
 from app.errors import InvariantError
 from tests.unit.chain import reference
 from tests.unit.chain.vectors import from_hex, header_of, vectors

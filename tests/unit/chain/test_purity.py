@@ -7,7 +7,7 @@ import pytest
 
 import app.chain
 
-PURE = ["hashing", "merkle", "sparse", "header", "authority", "pipeline"]
+PURE = ["hashing", "merkle", "sparse", "header", "authority", "pipeline", "signer"]
 ALLOWED = {
     "app", "coincurve", "collections", "itertools", "msgspec", "struct", "tiny_keccak", "typing",
 }  # fmt: skip
