@@ -20,7 +20,7 @@ from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
 from app.api.entries import PATH as ENTRIES_PATH
@@ -53,7 +53,7 @@ class JournalApp(FastAPI):
             await self.entries(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the server leaves the body out
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
@@ -112,6 +112,13 @@ def create_app(settings: Settings | None = None) -> JournalApp:
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))
     return app
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if "body" in message else message)
+
+    return send_head
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from app.replication.link import Progressed, Status
 from app.replication.reader import Reader
 from app.replication.supervisor import ReplicationSupervisor
 from app.service.checkpoints import CheckpointKeeper
+from app.service.interpreter import tune_interpreter
 from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
@@ -98,6 +99,7 @@ class Journal:
         self._start_parts(opened, dsn)
         if self.state is State.STARTING:
             self.state = State.SERVING
+        tune_interpreter()
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
     def _start_parts(self, opened: OpenedLog, dsn: str) -> None:
@@ -311,8 +313,10 @@ class Journal:
     def _committed(self, committed: Committed) -> None:
         if committed.entries:
             self._starved_bytes = 0
-            self._durable_offset = committed.end_offset
             self._durable_command_id += committed.entries
+        # Also without entries: a new segment stays where the record behind it found no room.
+        if committed.end_offset > self._durable_offset:
+            self._durable_offset = committed.end_offset
             if self._replication is not None:
                 self._replication.publish(committed.end_offset)
             self._sample_durable_time()

@@ -48,9 +48,7 @@ def send(
     client: httpx.Client, content: Any, content_type: str = JSON, **headers: str
 ) -> httpx.Response:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return client.post(
-        "/entries", content=content, headers={"content-type": content_type, **names}
-    )
+    return client.post("/entries", content=content, headers={"content-type": content_type, **names})
 
 
 def problem(
@@ -82,17 +80,14 @@ def test_400_a_body_that_does_not_decode(
     problem(send(client, body, content_type, accept=accept), 40001, accept)
 
 
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 def test_400_a_body_that_is_nested_too_deeply(client: httpx.Client, accept: str) -> None:
-    head = json.dumps({"entries": [json_entry()]})[:-3]
-    deep_json = f'{head}, "pre_digest": {{"symbols": {{"x": {"[" * 100_000}'.encode()
-    for content_type, body in ((JSON, deep_json), (MSGPACK, b"\x91" * 100_000)):
+    digest = {"symbols": {"x": "here"}}
+    in_json = json.dumps({"entries": [json_entry(pre_digest=digest)]}).encode()
+    in_msgpack = packed(msgpack_entry(pre_digest=digest))
+    for content_type, body in (
+        (JSON, in_json.replace(b'"here"', b"[" * 100_000 + b"]" * 100_000)),
+        (MSGPACK, in_msgpack.replace(msgpack.packb("here"), b"\x91" * 100_000 + b"\x01")),
+    ):
         found = problem(send(client, body, content_type, accept=accept), 40001, accept)
         assert "nested" in found["detail"]
 
@@ -163,8 +158,8 @@ def test_413_a_body_that_unpacks_to_too_much(client: httpx.Client, accept: str) 
 
 def test_413_more_entries_than_max_entries(client: httpx.Client, accept: str) -> None:
     """The shared service takes 200; broken entries are not looked at then."""
-    for entries in ([json_entry() for _ in range(201)], [{}] * 201):
-        body = json.dumps({"entries": entries}).encode()
+    for entry in (json_entry(), {}):
+        body = json.dumps({"entries": [entry] * 201}).encode()
         found = problem(send(client, body, accept=accept), 41302, accept)
         assert "201" in found["detail"]
         assert "200" in found["detail"]

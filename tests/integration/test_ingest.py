@@ -134,7 +134,9 @@ def test_every_name_of_messagepack_is_understood_in_both_directions(
     assert response.headers["content-type"] == MSGPACK
 
 
-@pytest.mark.parametrize("content_type", [JSON, f"{JSON}; charset=utf-8", f'{JSON};charset="UTF-8"'])
+@pytest.mark.parametrize(
+    "content_type", [JSON, f"{JSON}; charset=utf-8", f'{JSON};charset="UTF-8"']
+)
 def test_json_may_say_that_it_is_utf_8(client: httpx.Client, content_type: str) -> None:
     body = json.dumps({"entries": [json_entry(command_type=None)]})
     headers = {"content-type": content_type}
@@ -144,7 +146,9 @@ def test_json_may_say_that_it_is_utf_8(client: httpx.Client, content_type: str) 
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_uuid_in_messagepack_may_be_text_or_bytes(client: httpx.Client, as_text: bool) -> None:
     uuid = uuid4()
-    answer = accepted(post_msgpack(client, msgpack_entry(request_uuid=str(uuid) if as_text else uuid)))
+    answer = accepted(
+        post_msgpack(client, msgpack_entry(request_uuid=str(uuid) if as_text else uuid))
+    )
     found = client.get(f"/entries/{uuid}").json()
     assert found["command_id"] == answer["first_command_id"]
 

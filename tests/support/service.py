@@ -82,7 +82,9 @@ class Service:
 
     def launch(self, **settings: object) -> subprocess.Popen[bytes]:
         """Start the process and return at once; `settings` hold for this life."""
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")}
+        environ = {
+            name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")
+        }
         for name, value in {**self._settings, "PORT": self.port, **settings}.items():
             environ[f"JOURNAL_{name}"] = str(value)
         with self.log_path.open("ab") as log:

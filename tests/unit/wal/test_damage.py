@@ -37,6 +37,8 @@ class Damage:
     def apply(self, content: bytes) -> bytes:
         at = min(int(self.at * len(content)), max(len(content) - 1, 0))
         end = at + self.length
+        if not content:
+            return self.data
         match self.kind:
             case "flip":
                 return content[:at] + bytes([content[at] ^ (self.data[0] or 1)]) + content[at + 1 :]
@@ -96,12 +98,16 @@ def check(wal: WrittenWal, evidence: int, progress: Progress | None) -> None:
     intact = list(takewhile(lambda record: is_intact(record, before), wal.records))
     try:
         opened = open_wal(wal.settings, progress, reachable=progress is not None)
-    except (CorruptionError, StartRefused) as refusal:
-        note(str(refusal))
+    except (CorruptionError, StartRefused) as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        opened.log.close()
+    if refusal:
+        note(refusal)
         assert snapshot(wal.settings.data_dir) == before
-        assert ".wal: offset " in str(refusal) or "the beginning of the log" in str(refusal)
+        assert ".wal: offset " in refusal or "the beginning of the log" in refusal
         return
-    opened.log.close()
     kept = [entry.request_uuid for record in intact for entry in record.entries]
     assert read_commands(wal.settings.wal_dir) == dict(enumerate(kept, 1))
     assert opened.next_command_id > len(kept)

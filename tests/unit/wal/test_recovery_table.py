@@ -1,4 +1,4 @@
-"""The decision table of protocol section 5, one test a row, on real files and through `open_log`."""
+"""The decision table of protocol section 5, one test a row, on real files, by `open_log`."""
 
 import struct
 from pathlib import Path
@@ -92,7 +92,7 @@ def assert_cut(wal: WrittenWal, kept: int) -> None:
     assert snapshot(wal.settings.data_dir) == before
 
 
-# -- clean end ----------------------------------------------------------------------------------
+# -- clean end ------------------------------------------------------------------------------------
 
 
 def test_a_clean_end_behind_the_evidence_goes_on(wal: WrittenWal) -> None:
@@ -138,7 +138,7 @@ def test_a_clean_end_before_what_was_given_back_is_corruption(wal: WrittenWal, b
     assert "durable up to" in error.reason
 
 
-# -- the last record is incomplete ------------------------------------------------------------------
+# -- the last record is incomplete ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("left", [1, 7, 8, 9, -1])
@@ -200,7 +200,7 @@ def test_a_length_that_points_past_the_end_with_a_valid_record_behind_it_is_corr
     assert_names(error, wal.records[4], f"a valid record follows at offset {wal.records[5].offset}")
 
 
-# -- the last record is complete, but damaged -------------------------------------------------------
+# -- the last record is complete, but damaged -----------------------------------------------------
 
 
 def zero_length(wal: WrittenWal, record: Record) -> None:
@@ -254,7 +254,7 @@ def test_a_damaged_last_record_is_a_torn_tail_to_a_tolerant_start(
     assert_cut(tolerant(wal), 5)
 
 
-# -- corruption: any fault before the evidence, or with a valid record behind it ----------------------
+# -- corruption: any fault before the evidence, or with a valid record behind it ------------------
 
 
 @pytest.mark.parametrize("damage", [*DAMAGED, past_the_end])
@@ -398,7 +398,7 @@ def test_a_first_segment_without_a_whole_genesis_is_corruption(tmp_path: Path, s
     assert (error.segment, error.offset) == (wal.genesis[0].path.name, 0)
 
 
-# -- segments -----------------------------------------------------------------------------------------
+# -- segments -------------------------------------------------------------------------------------
 
 
 def test_a_segment_missing_between_two_others_is_refused(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_a_progress_row_of_another_log_is_no_evidence_and_left_to_replication(
     assert log.next_command_id == 13
 
 
-# -- checkpoint missing or torn -------------------------------------------------------------------------
+# -- checkpoint missing or torn -------------------------------------------------------------------
 
 
 TORN = {"missing": None, "empty": b"", "cut": b'{"wal_id": "aa", "wal_', "binary": b"\xff\0\xfe"}
@@ -613,7 +613,7 @@ def test_without_any_progress_a_log_whose_beginning_was_given_back_is_refused(
     assert "the beginning of the log was given back" in message
 
 
-# -- where the ids go on --------------------------------------------------------------------------------
+# -- where the ids go on --------------------------------------------------------------------------
 
 
 def test_command_ids_go_on_behind_what_the_checkpoint_and_the_progress_row_know(
