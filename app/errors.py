@@ -21,6 +21,10 @@
         ├── RequestConflict        a request_uuid was used before with other content
         └── Unavailable            not now: the queue is full, starting, or shutting down
 
+The client side has branches of its own: `ClientError` in `app.client`, `FeedError` in `app.feed`,
+`AccountingError` (a `RequestError`) in `app.model.accounting`; signatures that show nothing raise
+`InvalidSignature`, in `app.chain.authority`.
+
 They are translated to HTTP by `app.api.problems` and to exit codes by `app.cli`, nowhere else.
 """
 

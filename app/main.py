@@ -6,6 +6,7 @@ moment.
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,14 +19,15 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_fastapi_instrumentator import Instrumentator, metrics
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
 from app.api.problems import TRANSLATED
 from app.api.routes import router
-from app.api.schema import add_append
+from app.api.schema import complete
 from app.errors import JournalError, SettingsError
 from app.logs import configure_logging
 from app.service.journal import EXIT_REFUSED, Journal
@@ -41,7 +43,7 @@ SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
 
 
 class JournalApp(FastAPI):
-    """FastAPI, but for `POST /entries`, which goes straight to its endpoint."""
+    """FastAPI, but `POST /entries` goes straight to its endpoint, and HEAD works like GET."""
 
     entries: EntriesEndpoint
 
@@ -49,14 +51,16 @@ class JournalApp(FastAPI):
         """Dispatch a request."""
         if scope["type"] == "http" and scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
             await self.entries(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The whole API, `POST /entries` included."""
         if self.openapi_schema is None:
             journal: Journal = self.state.journal
-            self.openapi_schema = add_append(super().openapi(), journal.settings.max_entries)
+            self.openapi_schema = complete(super().openapi(), journal.settings.max_entries)
         return self.openapi_schema
 
 
@@ -72,7 +76,10 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         summary="A durable write-ahead journal, replicated exactly once into PostgreSQL",
         version="0.1.0",
         lifespan=_lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
         exception_handlers={
+            Exception: on_error,
             HTTPException: on_http_exception,
             RequestValidationError: on_invalid_parameter,
             **dict.fromkeys(TRANSLATED, on_error),
@@ -102,7 +109,16 @@ def create_app(settings: Settings | None = None) -> JournalApp:
             )
 
     app.entries = EntriesEndpoint(journal, observe_entries)
+    # So that the router knows the path, and refuses its other methods.
+    app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))
     return app
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if "body" in message else message)
+
+    return send_head
 
 
 @asynccontextmanager
@@ -134,9 +150,10 @@ def _stop() -> None:
 
 def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
     """Under the service's own supervisor: drain while listening, then let it stop the server."""
-    supervisor = os.environ.get(SUPERVISED_ENV)
-    if supervisor is None:
+    supervisor, parent = os.environ.get(SUPERVISED_ENV), multiprocessing.parent_process()
+    if supervisor is None or parent is None:
         return
+    loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     async def drain() -> None:
@@ -150,8 +167,18 @@ def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
             journal.drain()
             tasks.add(asyncio.create_task(drain(), name="drain"))
 
-    asyncio.get_running_loop().add_signal_handler(DRAIN_SIGNAL, begin)
+    def orphaned() -> None:
+        loop.remove_reader(parent.sentinel)
+        _log.critical("the supervisor is gone, stopping")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, orphaned)
+    loop.add_signal_handler(DRAIN_SIGNAL, begin)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL})
+    # A terminal sends these to the whole group; what follows is for the supervisor to decide.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def __getattr__(name: str) -> Any:

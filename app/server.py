@@ -1,7 +1,8 @@
 """`journal serve`: granian's supervisor with the one worker that owns the data directory.
 
-On SIGTERM or SIGINT the worker drains first, with its port still open, so that clients get a clear
-503 and queued entries their acknowledgement; then the server stops as it always does.
+On SIGTERM, SIGINT or SIGHUP the worker drains first, with its port still open, so that clients get
+a clear 503 and queued entries their acknowledgement; then the server stops as it always does. On a
+second one it stops at once: what was acknowledged is in the log, and is replicated after a start.
 """
 
 import logging
@@ -42,8 +43,8 @@ def run(settings: Settings) -> int:
         server = _server(settings)
     except OSError as error:
         raise SettingsError(
-            f"JOURNAL_TLS_CERT={str(settings.tls_cert)!r}, JOURNAL_TLS_KEY={str(settings.tls_key)!r}: {error}; "
-            "PEM files of a certificate chain and its private key are allowed"
+            f"JOURNAL_TLS_CERT='{settings.tls_cert}', JOURNAL_TLS_KEY='{settings.tls_key}': "
+            f"{error}; PEM files of a certificate chain and of its private key are allowed"
         ) from None
     _drain_before_stop(server, settings.shutdown_timeout_s)
     try:
@@ -80,13 +81,13 @@ def _server(settings: Settings) -> Any:
 
 
 def _check_listening(settings: Settings) -> None:
-    """The server shares its port with whoever asks for it too: two journals would take turns at answering."""
+    """Make sure that the port is free: the server would share it (SO_REUSEPORT) with another."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:
         raise SettingsError(
-            f"JOURNAL_HOST={settings.host!r}, JOURNAL_PORT='{settings.port}': can't listen there: {error.strerror}; "
+            f"JOURNAL_HOST='{settings.host}', JOURNAL_PORT='{settings.port}': {error.strerror}; "
             "an address of this machine and a free port are allowed"
         ) from None
 
@@ -112,17 +113,17 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
         def on_signal(*_: object) -> None:
             nonlocal asked
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL if asked else DRAIN_SIGNAL)
             if asked or not workers:
                 stop_now()
                 return
             asked = True
-            for pid in workers:
-                os.kill(pid, DRAIN_SIGNAL)
             timer = Timer(timeout_s, stop_now)
             timer.daemon = True
             timer.start()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, on_signal)
         signal.signal(DRAINED_SIGNAL, stop_now)
 

@@ -1,4 +1,3 @@
-
 """Journal two entries with the project's client, and the same two again, which changes nothing.
 
 Run it against a service on this machine: `.venv/bin/python examples/append.py`.

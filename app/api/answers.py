@@ -7,8 +7,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from app.api.formats import MSGPACK, answers_msgpack, encode
-from app.api.problems import PROBLEM_JSON, HttpProblem, Problem, problem_of
+from app.api.formats import answers_msgpack, encode
+from app.api.problems import PROBLEM_JSON, TITLES, HttpProblem, Problem, problem_of
 
 
 class EntryProblem(BaseModel):
@@ -34,14 +34,20 @@ class ProblemDocument(BaseModel):
     errors: list[EntryProblem] | None = None
 
 
-_SCHEMA_REF: Final = {"$ref": "#/components/schemas/ProblemDocument"}
+_CONTENT: Final = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+_RETRY_AFTER: Final = {
+    "Retry-After": {"description": "Seconds", "required": True, "schema": {"type": "integer"}}
+}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route for problems with these statuses."""
-    content = {PROBLEM_JSON: {"schema": _SCHEMA_REF}, MSGPACK: {"schema": _SCHEMA_REF}}
+    """The `responses` of a route for these problems; `app.api.schema` completes the document."""
     return {
-        status: {"model": ProblemDocument, "description": "Problem", "content": content}
+        status: {
+            "description": TITLES[status],
+            "content": dict(_CONTENT),
+            "headers": _RETRY_AFTER if status == 503 else {},
+        }
         for status in statuses
     }
 
@@ -69,9 +75,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         return await on_error(request, error)
     path = request.url.path
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is not allowed on {path}; {allowed or 'other methods'} would be"
-        problem = HttpProblem(405, "method_not_allowed", detail, error.headers)
+        allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+        detail = f"{request.method} is not allowed on {path}; {allowed} would be"
+        problem = HttpProblem(405, "method_not_allowed", detail, {"allow": allowed})
     elif error.status_code == 404:
         problem = HttpProblem(404, "not_found", f"there is nothing at {path}")
     else:

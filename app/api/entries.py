@@ -8,6 +8,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 PATH: Final = "/entries"
 _BODY_TIMEOUT_S: Final = 30.0
+_DISCARD_TIMEOUT_S: Final = 5.0
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 
 
@@ -49,10 +51,11 @@ class EntriesEndpoint:
         """Answer one request."""
         started = perf_counter()
         headers = _Headers(scope["headers"])
+        incoming = _Body(receive)
         msgpack = answers_msgpack(headers.accept) if headers.accept else False
         more: dict[str, str] = {}
         try:
-            answer: Any = await self._append(headers, receive)
+            answer: Any = await self._append(headers, incoming)
             status, problem = 200, False
         except ClientGone:
             return
@@ -68,41 +71,46 @@ class EntriesEndpoint:
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
         self._observe(scope, status, perf_counter() - started)
+        if not incoming.complete:
+            await self._discard(incoming)
 
-    async def _append(self, headers: "_Headers", receive: Receive) -> dict[str, Any]:
+    async def _append(self, headers: "_Headers", incoming: "_Body") -> dict[str, Any]:
         json = body_is_json(headers.content_type)
         gzip = _is_gzip(headers.content_encoding)
         if headers.content_length > self._max_body_bytes:
             raise self._too_large()
-        body = await self._read(receive)
+        body = await self._read(incoming)
         if gzip:
             body = self._inflate(body)
         request = self._codec.prepare(body, json=json)
         return _answer(await self._journal.append(request))
 
-    async def _read(self, receive: Receive) -> bytes | bytearray:
-        """The body; its size is bounded while it arrives, whatever was announced."""
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            body: bytes = message["body"]
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            return body
-        parts = bytearray()
+    async def _read(self, incoming: "_Body") -> bytes | bytearray:
+        """The body; time and size are bounded while it arrives, whatever was announced."""
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
-                while True:
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    parts += message["body"]
-                    if len(parts) > self._max_body_bytes:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        return parts
-                    message = await receive()
+                body: bytes | bytearray = await incoming.part()
+                if not incoming.complete:
+                    body = bytearray(body)
+                while not incoming.complete and len(body) <= self._max_body_bytes:
+                    body += await incoming.part()
         except TimeoutError:
             detail = f"the body was not complete after {_BODY_TIMEOUT_S:.0f} s"
             raise HttpProblem(408, "body_timeout", detail) from None
+        if len(body) > self._max_body_bytes:
+            raise self._too_large()
+        return body
+
+    async def _discard(self, incoming: "_Body") -> None:
+        """Take in what is left of a refused body, within limits.
+
+        The answer is out already, but many clients read it only when they have sent everything.
+        """
+        left_bytes = self._max_body_bytes
+        with suppress(ClientGone, TimeoutError):
+            async with asyncio.timeout(_DISCARD_TIMEOUT_S):
+                while left_bytes > 0 and not incoming.complete:
+                    left_bytes -= len(await incoming.part())
 
     def _inflate(self, body: bytes | bytearray) -> bytes:
         """Decompress, never to more than a body may have."""
@@ -122,6 +130,25 @@ class EntriesEndpoint:
     def _too_large(self) -> HttpProblem:
         detail = f"the body is larger than {self._max_body_bytes} bytes"
         return HttpProblem(413, "body_too_large", detail)
+
+
+class _Body:
+    """A request's body as it arrives."""
+
+    __slots__ = ("_receive", "complete")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.complete = False
+
+    async def part(self) -> bytes:
+        """The next part of it. Raises `ClientGone`."""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        self.complete = not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
 
 
 class _Headers:

@@ -73,6 +73,11 @@ _KINDS: Final = (
     Kind(507, 1, "disk_full", "There is no room for the log", retriable=True),
 )
 KINDS: Final[Mapping[str, Kind]] = {kind.reason: kind for kind in _KINDS}
+# What each status may mean, for the documentation.
+TITLES: Final[Mapping[int, str]] = {
+    status: "; ".join(kind.title for kind in _KINDS if kind.status == status)
+    for status in {kind.status for kind in _KINDS}
+}
 
 _BY_EXCEPTION: Final[Mapping[type[Exception], str]] = {
     InvalidBody: "undecodable_body",
@@ -107,8 +112,9 @@ def problem_of(error: Exception) -> Problem:
         kind = KINDS[_BY_EXCEPTION[type(error)]]
     else:
         kind, detail = KINDS["internal_error"], "an internal error; see the log of the service"
-    if isinstance(error, Unavailable):
-        headers = {"retry-after": str(error.retry_after_s)}
+    if kind.status == 503:
+        retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else 1
+        headers = {"retry-after": str(retry_after_s)}
     document: dict[str, Any] = {
         "type": _TYPE_PREFIX + kind.reason,
         "title": kind.title,

@@ -143,7 +143,12 @@ async def get_readiness(request: Request) -> Response:
     return answer(request, {"ready": ready, "parts": parts}, 200 if ready else 503)
 
 
-@router.get("/metrics", response_class=Response, summary="Prometheus metrics")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    summary="Prometheus metrics",
+)
 async def get_metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     journal = journal_of(request)

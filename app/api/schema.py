@@ -8,8 +8,9 @@ from uuid import UUID
 
 import msgspec
 
-from app.api.answers import documented
-from app.api.formats import JSON, MSGPACK_TYPES
+from app.api.answers import ProblemDocument, documented
+from app.api.formats import JSON, MSGPACK, MSGPACK_TYPES
+from app.api.problems import PROBLEM_JSON
 from app.model.entry import ADDRESS_BYTES, HASH_BYTES, Address, Entry, Hash32
 
 _EXAMPLE: Final = {
@@ -67,8 +68,21 @@ class AppendAnswer(msgspec.Struct):
     duplicates: list[DuplicateAnswer]
 
 
-def add_append(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
-    """Add `POST /entries` to an OpenAPI document."""
+def complete(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
+    """Add what the framework can't know: `POST /entries`, problems, answers in MessagePack."""
+    problem = ProblemDocument.model_json_schema(ref_template=_REF.replace("name", "model"))
+    document["components"]["schemas"] |= problem.pop("$defs") | {"ProblemDocument": problem}
+    _add_append(document, max_entries)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if answer := content.get(JSON) or content.get(PROBLEM_JSON):
+                    content[MSGPACK] = {"schema": answer["schema"]}
+    return document
+
+
+def _add_append(document: dict[str, Any], max_entries: int) -> None:
     (body, answer), components = msgspec.json.schema_components(
         (AppendRequest, AppendAnswer), schema_hook=_schema_of, ref_template=_REF
     )
@@ -76,12 +90,11 @@ def add_append(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
         if name not in ("AppendAnswer", "DuplicateAnswer"):
             schema["additionalProperties"] = False
         schema.pop("title", None)
+        _make_patterns_portable(schema)
     components["AppendRequest"]["properties"]["entries"] |= {"minItems": 1, "maxItems": max_entries}
-    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    document["components"]["schemas"] |= components
     binary = {name: {"schema": body} for name in sorted(MSGPACK_TYPES)}
     problems = documented(400, 408, 409, 413, 415, 422, 503, 507)
-    for problem in problems.values():
-        problem.pop("model")
     document["paths"].setdefault("/entries", {})["post"] = {
         "summary": "Journal entries",
         "description": "Answers once every entry is in the write-ahead log and synced. A request "
@@ -94,15 +107,20 @@ def add_append(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "Durable",
-                "content": {
-                    JSON: {"schema": answer, "example": _EXAMPLE_ANSWER},
-                    "application/msgpack": {"schema": answer},
-                },
+                "content": {JSON: {"schema": answer, "example": _EXAMPLE_ANSWER}},
             },
             **{str(status): problem for status, problem in problems.items()},
         },
     }
-    return document
+
+
+def _make_patterns_portable(schema: Any) -> None:
+    r"""Write `$` for Python's `\Z`, which JSON Schema does not know."""
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list):
+            _make_patterns_portable(part)
+    if isinstance(schema, dict) and isinstance(pattern := schema.get("pattern"), str):
+        schema["pattern"] = pattern.replace(r"\Z", "$")
 
 
 def _schema_of(kind: type) -> dict[str, Any]:

@@ -6,7 +6,16 @@ from typing import TextIO
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from app.cli.options import connect, service_options
 from app.client import JournalClient, Retry
@@ -90,6 +99,19 @@ def replay(
         click.echo("\n".join(tally.lines()))
 
 
+class _Failure(ProgressColumn):
+    """What is being retried at the moment; drawn at every refresh, acknowledgements or none."""
+
+    def __init__(self, tally: Tally) -> None:
+        super().__init__()
+        self._tally = tally
+
+    def render(self, task: Task) -> Text:
+        del task
+        failure = self._tally.last_failure
+        return Text(f"retrying: {failure}" if failure else "")
+
+
 async def _replay(
     file: FeedFile, client: JournalClient, plan: ReplayPlan, tally: Tally, acks: TextIO | None
 ) -> None:
@@ -100,21 +122,18 @@ async def _replay(
         TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[entries]:,} entries"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[failure]}", markup=False),
+        _Failure(tally),
         console=console,
         disable=not console.is_terminal,
     )
     with progress:
-        bar = progress.add_task(
-            "replay", total=plan.limit or file.size_bytes, entries=0, failure=""
-        )
+        bar = progress.add_task("replay", total=plan.limit or file.size_bytes, entries=0)
 
         def show() -> None:
             progress.update(
                 bar,
                 completed=tally.entries if plan.limit else file.read_bytes,
                 entries=tally.entries,
-                failure=f"retrying: {tally.last_failure}" if tally.last_failure else "",
             )
 
         async with client:

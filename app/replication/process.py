@@ -5,6 +5,7 @@ does.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -35,6 +36,8 @@ STOPPED: Final = "stopped"
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
 _CATCHING_UP_BYTES: Final = 8 << 20
+# How soon an idle connection that is gone is noticed.
+_IDLE_S: Final = 1.0
 
 
 class Replicator:
@@ -46,6 +49,7 @@ class Replicator:
         self._link = link
         self._files = FileSystem()
         self._durable = 0
+        self._replicated = -1  # not known yet
         self._news = asyncio.Event()
         self._draining = False
         self._status: Status | None = None
@@ -62,6 +66,8 @@ class Replicator:
                 break
             except DatabaseUnavailable as error:
                 await self._report(DOWN, str(error))
+                if self._draining and self._replicated == self._durable:
+                    break
             except (ReplicationRefused, CorruptionError) as error:
                 await self._report(STOPPED, str(error))
                 await self._until_draining()
@@ -86,7 +92,7 @@ class Replicator:
             while True:
                 behind = self._durable - tail.offset
                 await self._report(CATCHING_UP if behind > _CATCHING_UP_BYTES else STREAMING)
-                if not await self._wait_for(tail.offset):
+                if not await self._wait_for(tail.offset, sink):
                     return
                 chunk = await self._fill(tail)
                 progress = await self._apply(sink, chunk, progress)
@@ -125,12 +131,19 @@ class Replicator:
         await self._send_progress(known, 0, 0.0)
         return known
 
-    async def _wait_for(self, offset: int) -> bool:
-        """Wait until the log goes on behind `offset`; False when drained instead."""
+    async def _wait_for(self, offset: int, sink: Sink) -> bool:
+        """Wait until the log goes on behind `offset`; False when drained instead.
+
+        Raises `DatabaseUnavailable` when the connection is lost meanwhile, and the lock with it.
+        """
         while self._durable <= offset:
             if self._draining:
                 return False
-            await self._next_news()
+            if sink.closed:
+                raise DatabaseUnavailable("the connection to Postgres was lost")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE_S):
+                    await self._next_news()
         return True
 
     async def _fill(self, tail: Tail) -> Chunk:
@@ -170,6 +183,8 @@ class Replicator:
     async def _report(self, state: str, detail: str = "") -> None:
         status = Status(state, detail)
         if status == self._status:
+            if detail:
+                await self._link.send(status)  # for the worker to count
             return
         if state == STOPPED:
             _log.error("replication stopped: %s", detail)
@@ -181,6 +196,7 @@ class Replicator:
         await self._link.send(status)
 
     async def _send_progress(self, progress: Progress, entries: int, insert_s: float) -> None:
+        self._replicated = progress.wal_offset
         message = Progressed(
             wal_offset=progress.wal_offset,
             last_command_id=progress.last_command_id,
@@ -194,7 +210,7 @@ class Replicator:
 
 def main(arguments: list[str]) -> int:
     """Entry point of the process: the descriptor of its end of the link, and the id of the log."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the worker says when to end
     descriptor, wal_id = int(arguments[0]), arguments[1]
     settings = load_settings()

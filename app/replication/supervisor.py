@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -21,7 +22,8 @@ _KILL_AFTER_S: Final = 2.0
 class ReplicationSupervisor:
     """Starts the replication process, restarts it with back-off when it dies, drains it at the end.
 
-    `on_progress` is called on the loop for every transaction that Postgres has committed.
+    Called on the loop: `on_progress` for every transaction that Postgres has committed, `on_error`
+    for every failure that was reported, `on_death` when the process died.
     """
 
     def __init__(
@@ -30,16 +32,17 @@ class ReplicationSupervisor:
         durable_offset: int,
         environ: Mapping[str, str],
         on_progress: Callable[[Progressed], None],
-        on_error: Callable[[Status], None],
+        on_error: Callable[[], None],
+        on_death: Callable[[], None],
     ) -> None:
         self.status = Status(DOWN, "replication is starting")
-        self.restarts = 0
         self._wal_id = wal_id
         self._durable = durable_offset
         self._told = 0
         self._environ = dict(environ)
         self._on_progress = on_progress
         self._on_error = on_error
+        self._on_death = on_death
         self._end: WorkerEnd | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._draining = False
@@ -76,8 +79,8 @@ class ReplicationSupervisor:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._task)
                 return True
-        await _kill(self._process)
-        self._task.cancel()
+        self._task.cancel()  # kills the process
+        await asyncio.wait([self._task])
         return False
 
     def _tell(self) -> None:
@@ -97,7 +100,7 @@ class ReplicationSupervisor:
             code = await self._run_once()
             if self._draining and code == 0:
                 return
-            self.restarts += 1
+            self._on_death()
             if loop.time() - started > _LONGEST_DELAY_S:
                 delay_s = _FIRST_DELAY_S
             self._change(Status(DOWN, f"the replication process ended with status {code}"))
@@ -107,22 +110,25 @@ class ReplicationSupervisor:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
+    async def _start_process(self, link: socket.socket) -> asyncio.subprocess.Process:
+        descriptor = link.fileno()
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app.replication.process", str(descriptor), self._wal_id),
+            env={**os.environ, **self._environ},
+            pass_fds=(descriptor,),
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+
     async def _run_once(self) -> int | None:
+        """Start the process and listen to it; its exit status, None when it did not start."""
         ours, theirs = socket_pair()
         with theirs:
-            command = (
-                sys.executable,
-                "-m",
-                "app.replication.process",
-                str(theirs.fileno()),
-                self._wal_id,
-            )
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                env={**os.environ, **self._environ},
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            try:
+                self._process = await self._start_process(theirs)
+            except OSError as error:
+                ours.close()
+                _log.error("the replication process can't be started: %s", error)
+                return None
         self._end = WorkerEnd(ours)
         self._told, self._drain_told = 0, False
         _log.info("the replication process runs with pid %d", self._process.pid)
@@ -149,7 +155,7 @@ class ReplicationSupervisor:
     def _change(self, status: Status) -> None:
         self.status = status
         if status.detail:
-            self._on_error(status)
+            self._on_error()
 
 
 async def _kill(process: asyncio.subprocess.Process | None) -> None:

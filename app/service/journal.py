@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from app.replication.link import Progressed, Status
 from app.replication.reader import Reader
 from app.replication.supervisor import ReplicationSupervisor
 from app.service.checkpoints import CheckpointKeeper
+from app.service.interpreter import tune_interpreter
 from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
@@ -71,6 +73,8 @@ class Journal:
         self._durable_times: deque[tuple[int, float]] = deque()
         # Bytes that could not be written for want of room, until something can be written again.
         self._starved_bytes = 0
+        # When to stop replicating, monotonic seconds; draining sets it.
+        self._deadline = math.inf
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -109,6 +113,7 @@ class Journal:
         self._start_parts(opened, self._blocks, dsn)
         if self.state is State.STARTING:
             self.state = State.SERVING
+        tune_interpreter()
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
     def _open_store(self) -> CommitmentStore:
@@ -163,15 +168,20 @@ class Journal:
             "JOURNAL_AUTO_MIGRATE": str(settings.migrates_at_start).lower(),
         }
         self._replication = ReplicationSupervisor(
-            opened.log.wal_id, opened.log.end, environ, self._progressed, self._replication_error
+            opened.log.wal_id,
+            opened.log.end,
+            environ,
+            on_progress=self._progressed,
+            on_error=self.metrics.replication_errors.inc,
+            on_death=self.metrics.replication_failures.inc,
         )
         self._replication.start()
 
     def drain(self) -> None:
         """Refuse new entries from now on; what is queued is still made durable and answered."""
         self.state = State.DRAINING
-        if self._writer is not None:
-            self._writer.refuse(State.DRAINING.value)
+        deadline = time.monotonic() + self.settings.shutdown_timeout_s
+        self._deadline = min(self._deadline, deadline)
 
     async def settle(self) -> None:
         """Wait until everything that was accepted is durable and has been answered."""
@@ -181,13 +191,12 @@ class Journal:
     async def close(self) -> None:
         """Make what is queued durable, replicate up to the limit, and stop everything."""
         self.drain()
-        deadline = time.monotonic() + self.settings.shutdown_timeout_s
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close)
             await asyncio.sleep(0)  # let the last deliveries through
         if self._replication is not None:
             self._replication.publish(self._durable_offset)
-            if not await self._replication.drain(max(0.0, deadline - time.monotonic())):
+            if not await self._replication.drain(max(0.0, self._deadline - time.monotonic())):
                 _log.warning("stopped with replication behind; it goes on at the next start")
         if self._keeper is not None:
             await self._keeper.stop()
@@ -207,7 +216,7 @@ class Journal:
 
         Raises `Unavailable`, `RequestConflict` or `DiskFull`; nothing of it was written then.
         """
-        if self._writer is None or self._loop is None:
+        if self.state is not State.SERVING or self._writer is None or self._loop is None:
             raise Unavailable(self.state.value)
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self._writer.submit(request, partial(_resolve, future))
@@ -259,6 +268,8 @@ class Journal:
         if found is not None:
             status = EntryStatus.DEAD_LETTER if found.dead_letter else EntryStatus.REPLICATED
             return found.command_id, status
+        if known is not None:
+            return known.command_id, EntryStatus.DURABLE
         oldest = self._writer.index.oldest_command_id
         if oldest is not None and replicated_id < oldest - 1:
             raise DatabaseUnavailable(
@@ -279,10 +290,9 @@ class Journal:
             "disk": {"state": disk},
             "replication": {"state": "degraded" if degraded else status.state},
         }
-        if degraded:
-            parts["replication"]["detail"] = f"{self.dead_letters} dead letters"
-        elif self._replication and self._replication.restarts and status.state == "down":
-            parts["replication"]["detail"] = "the replication process died and is restarted"
+        detail = f"{self.dead_letters} dead letters" if degraded else status.detail
+        if detail:
+            parts["replication"]["detail"] = detail
         return self.state is State.SERVING and disk == "ok", parts
 
     def collect(self) -> None:
@@ -339,8 +349,10 @@ class Journal:
     def _committed(self, committed: Committed) -> None:
         if committed.entries:
             self._starved_bytes = 0
-            self._durable_offset = committed.end_offset
             self._durable_command_id += committed.entries
+        # Also without entries: a new segment stays where the record behind it found no room.
+        if committed.end_offset > self._durable_offset:
+            self._durable_offset = committed.end_offset
             if self._replication is not None:
                 self._replication.publish(committed.end_offset)
             self._sample_durable_time()
@@ -365,9 +377,6 @@ class Journal:
         self.metrics.progressed(progress)
         if self._keeper is not None:
             self._keeper.progressed(progress)
-
-    def _replication_error(self, _status: Status) -> None:
-        self.metrics.replication_errors.inc()
 
 
 def stop_at_once(error: BaseException) -> None:

@@ -83,7 +83,7 @@ def recover(
     return Recovered(
         wal_id=scan.wal_id,
         last_segment=last,
-        retained_offset=scan.start,
+        retained_offset=scan.kept_from,
         end=scan.end,
         next_command_id=scan.next_command_id,
         entries_to_replicate=scan.entries_behind,

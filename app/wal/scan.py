@@ -37,6 +37,8 @@ class Scan:
     segments: list[Segment]
     wal_id: str
     start: int
+    # Where the log is kept from: `start`, or the genesis right before it.
+    kept_from: int
     end: int
     next_command_id: int
     last_record: int
@@ -66,13 +68,15 @@ def scan_log(
     genesis, behind = _read_genesis(files, first)
     _check_owner(first, genesis, environment, checkpoint)
     start = _first_kept(files, first, behind, checkpoint, evidence)
+    kept_from = first.start if start == behind else start
     scan = Scan(
         segments=segments,
         wal_id=genesis.wal_id,
         start=start,
+        kept_from=kept_from,
         end=min(start, segments[-1].end),
         next_command_id=genesis.first_command_id,
-        last_record=first.start if start == behind else start,
+        last_record=kept_from,
     )
     marks = (checkpoint.wal_offset if checkpoint else evidence.offset, evidence.offset)
     _check_marks(first, first.start, behind, marks)

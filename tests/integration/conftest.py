@@ -53,9 +53,7 @@ def make_service(tmp_path: Path, database_url: str) -> Iterator[MakeService]:
     """Whatever is still running at the end is killed."""
     with ExitStack() as running:
 
-        def make(
-            url: str | None = None, /, *, name: str = "data", **settings: object
-        ) -> Service:
+        def make(url: str | None = None, /, *, name: str = "data", **settings: object) -> Service:
             service = Service(tmp_path / name, url or database_url, **settings)
             return running.enter_context(service)
 

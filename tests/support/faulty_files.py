@@ -1,4 +1,4 @@
-"""The real file system, watched: every call that changes or syncs a file, and faults in any of them."""
+"""The real file system, watched: every call that changes or syncs a file, and faults in them."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def os_error(code: int) -> OSError:
 
 
 class WatchedFiles(FileSystem):
-    """`calls` lists what was done; `fault` may give an exception to be raised in place of a call."""
+    """`calls` lists what was done; `fault` may give an exception to raise in place of a call."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

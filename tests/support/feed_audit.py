@@ -17,9 +17,7 @@ from tests.support.foreign_wal import plain, read_wal
 from tests.support.table_audit import assert_tables_hold
 
 ROWS: Final = 68_792
-_REAL_FEED: Final = (
-    Path(__file__).parents[2].parent / "shared" / "data" / "es_mbo_20231225.csv.gz"
-)
+_REAL_FEED: Final = Path(__file__).parents[2].parent / "shared" / "data" / "es_mbo_20231225.csv.gz"
 _START_NS: Final = 1_703_462_400_000_000_000
 
 
@@ -71,13 +69,25 @@ def _synthetic_rows(rng: Random, rows: int) -> Iterator[tuple[object, ...]]:
         price = 4_799_000_000_000 + 250_000_000 * rng.randrange(-200, 200)
         order_id = 0 if action == "T" else 6_412_777_000_000 + rng.randrange(rows)
         sequence = 680 + number // 2
-        yield (now_ns - 9_000, now_ns, sequence, action, side, price, rng.randrange(1, 40), order_id, 8)
+        yield (
+            now_ns - 9_000,
+            now_ns,
+            sequence,
+            action,
+            side,
+            price,
+            rng.randrange(1, 40),
+            order_id,
+            8,
+        )
 
 
 def read_acks(path: Path) -> list[Ack]:
     """The whole lines of an acknowledgements file, in order of acknowledgement."""
     lines = path.read_text("ascii").splitlines()
-    return [Ack(UUID(uuid), int(command_id)) for uuid, command_id in (line.split() for line in lines)]
+    return [
+        Ack(UUID(uuid), int(command_id)) for uuid, command_id in (line.split() for line in lines)
+    ]
 
 
 def journaled(wal_dir: Path) -> dict[int, dict[str, object]]:

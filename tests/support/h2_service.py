@@ -16,7 +16,7 @@ import msgpack
 import msgspec
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, RequestReceived, StreamEnded
+from h2.events import DataReceived, Event, RequestReceived, StreamEnded
 
 
 class Cut(Enum):
@@ -50,6 +50,9 @@ def problem(status: int, *, retriable: bool, retry_after: str | None = None, **m
     return Answer(status, {"title": "a fault", "detail": "as asked for", **body}, headers)
 
 
+INITIAL_WINDOW_BYTES = 65_535
+
+
 @dataclass
 class H2Service:
     """The journal behind the socket. `bodies` are those of all requests to `/entries`."""
@@ -60,6 +63,10 @@ class H2Service:
     bodies: list[bytes] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     on_request: Callable[[], None] = lambda: None
+    # Sends nothing, answers and window updates included, until so many bytes of bodies are there.
+    silent_until_bytes: int = 0
+    received_bytes: int = 0
+    flushes: set[Callable[[], None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -143,26 +150,45 @@ async def _speak(
     connection = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
     connection.initiate_connection()
     requests: dict[int, tuple[dict[str, str], bytearray]] = {}
+
+    def send() -> None:
+        if not writer.is_closing():
+            writer.write(connection.data_to_send())
+
+    service.flushes.add(send)
     while True:
-        writer.write(connection.data_to_send())
+        if service.received_bytes >= service.silent_until_bytes:
+            for flush in service.flushes:
+                flush()
         data = await reader.read(1 << 16)
         if not data:
             return
         for event in connection.receive_data(data):
-            if isinstance(event, RequestReceived) and event.headers is not None:
-                headers = {str(name): str(value) for name, value in event.headers}
-                requests[event.stream_id] = (headers, bytearray())
-            elif isinstance(event, DataReceived):
-                requests[event.stream_id][1].extend(event.data)
-                connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            elif isinstance(event, StreamEnded):
-                headers, body = requests.pop(event.stream_id)
-                content_type = headers.get("content-type", "")
-                answer = service.answer(headers[":path"], content_type, bytes(body))
-                if isinstance(answer, Answer):
-                    _send(connection, event.stream_id, answer)
-                elif answer is not Cut.SILENT:
-                    return
+            if _take(service, connection, requests, event):
+                return
+
+
+def _take(
+    service: H2Service,
+    connection: H2Connection,
+    requests: dict[int, tuple[dict[str, str], bytearray]],
+    event: Event,
+) -> bool:
+    """Take in one event; whether the connection is to be cut."""
+    if isinstance(event, RequestReceived):
+        headers = {str(name): str(value) for name, value in event.headers or ()}
+        requests[event.stream_id] = (headers, bytearray())
+    elif isinstance(event, DataReceived):
+        requests[event.stream_id][1].extend(event.data)
+        service.received_bytes += len(event.data)
+        connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+    elif isinstance(event, StreamEnded):
+        headers, body = requests.pop(event.stream_id)
+        answer = service.answer(headers[":path"], headers.get("content-type", ""), bytes(body))
+        if not isinstance(answer, Answer):
+            return answer is not Cut.SILENT
+        _send(connection, event.stream_id, answer)
+    return False
 
 
 def _send(connection: H2Connection, stream_id: int, answer: Answer) -> None:

@@ -23,7 +23,15 @@ class ReplayProcess:
     def __enter__(self) -> Self:
         with self._output_path.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, "replay", "--give-up-after", "300", *self._arguments],
+                [
+                    sys.executable,
+                    "-c",
+                    _COMMAND,
+                    "replay",
+                    "--give-up-after",
+                    "300",
+                    *self._arguments,
+                ],
                 stdout=output,
                 stderr=output,
             )

@@ -30,6 +30,8 @@ class Service:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.port = 0
+        # A command that runs the service as its own process, such as a tracer's.
+        self.wrapper: tuple[str, ...] = ()
         self._settings: Mapping[str, object] = {
             "DATA_DIR": data_dir,
             "DATABASE_URL": database_url,
@@ -80,12 +82,17 @@ class Service:
 
     def launch(self, **settings: object) -> subprocess.Popen[bytes]:
         """Start the process and return at once; `settings` hold for this life."""
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")}
+        environ = {
+            name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")
+        }
         for name, value in {**self._settings, "PORT": self.port, **settings}.items():
             environ[f"JOURNAL_{name}"] = str(value)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, "serve"], env=environ, stderr=log, stdout=log
+                [*self.wrapper, sys.executable, "-c", _COMMAND, "serve"],
+                env=environ,
+                stderr=log,
+                stdout=log,
             )
         return self._process
 

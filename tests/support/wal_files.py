@@ -1,6 +1,6 @@
 """Data directories with a WAL in them: written by hand, damaged, and read back independently.
 
-`write_wal` lays records out as asked; `read_commands` reads a WAL with crcmod and msgpack alone.
+`write_wal` lays records out as asked; `read_commands` reads a WAL without the service's own reader.
 """
 
 import struct
@@ -11,7 +11,6 @@ from typing import Any, Final
 from uuid import UUID
 
 import crcmod.predefined
-import msgpack
 from msgspec import Raw
 
 from app.model.codec import canonical_bytes
@@ -22,9 +21,10 @@ from app.service.opening import OpenedLog, lock_wal, open_log
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
-from app.wal.record import FRAME_BYTES, Genesis, RawBatch, encode_record
+from app.wal.record import Genesis, RawBatch, encode_record
 from app.wal.segments import segment_name
 from app.wal.sync import FdatasyncSyncer
+from tests.support.foreign_wal import read_wal
 from tests.support.journal_entries import make_entry
 
 WAL_ID: Final = "a" * 32
@@ -35,17 +35,21 @@ crc_32c = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a WAL: the file it is in, its logical offsets and where it lies in the file."""
+    """One record of a WAL: the file it is in, its logical offset, where in the file, its bytes."""
 
     path: Path
     offset: int
-    end: int
     at: int
+    data: bytes
     entries: list[Entry] = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        return self.end - self.offset
+        return len(self.data)
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,7 @@ class WrittenWal:
 
     def checkpoint(self, offset: int, **fields: Any) -> Checkpoint:
         """Write a checkpoint that says that everything up to `offset` was replicated."""
-        ids = [
-            len(record.entries) for record in self.records if record.end <= offset
-        ]
+        ids = [len(record.entries) for record in self.records if record.end <= offset]
         checkpoint = Checkpoint(
             **{
                 "wal_id": WAL_ID,
@@ -148,15 +150,14 @@ def write_wal(
         start = offset
         first = make_genesis(start, command_id, **(genesis or {}).get(index, {}))
         data = bytes(encode_record(first))
+        written.genesis.append(Record(path, start, 0, data))
         offset += len(data)
-        written.genesis.append(Record(path, start, offset, 0))
         for content in records:
             entries = numbered(content) if isinstance(content, int) else list(content)
             record = make_record(offset, command_id, entries)
-            end = offset + len(record)
-            written.records.append(Record(path, offset, end, offset - start, entries))
+            written.records.append(Record(path, offset, offset - start, record, entries))
             data += record
-            offset, command_id = end, command_id + len(entries)
+            offset, command_id = offset + len(record), command_id + len(entries)
         path.write_bytes(data)
     return written
 
@@ -183,34 +184,15 @@ def progress_at(offset: int, last_command_id: int = 0, wal_id: str = WAL_ID) -> 
     return Progress(wal_id=wal_id, wal_offset=offset, last_command_id=last_command_id)
 
 
-def read_commands(wal_dir: Path, start: int = 0) -> dict[int, UUID]:
-    """`command_id` to `request_uuid` of every command from a logical offset on, read independently."""
+def read_commands(wal_dir: Path) -> dict[int, UUID]:
+    """`command_id` to `request_uuid` of every command, read independently; fails on any fault."""
     found = {}
-    for record in read_payloads(wal_dir, start):
-        for position, command in enumerate(record.get("commands", [])):
-            command_id = record["first_command_id"] + position
+    for record in read_wal(wal_dir):
+        for position, command in enumerate(record.content.get("commands", [])):
+            command_id = record.content["first_command_id"] + position
             assert command_id not in found
             found[command_id] = UUID(bytes=command["request_uuid"])
     return found
-
-
-def read_payloads(wal_dir: Path, start: int = 0) -> list[dict[str, Any]]:
-    """The decoded payloads of every record from a logical offset on; fails on anything wrong."""
-    payloads = []
-    for path in sorted(wal_dir.glob("*.wal")):
-        base, data = int(path.stem), path.read_bytes()
-        at = max(0, start - base)
-        while at < len(data):
-            length, crc = struct.unpack_from("<II", data, at)
-            payload = data[at + FRAME_BYTES : at + FRAME_BYTES + length]
-            assert len(payload) == length > 0
-            assert crc_32c(payload) == crc
-            decoded = msgpack.unpackb(payload)
-            assert list(decoded)[:2] == ["kind", "offset"]
-            assert decoded["offset"] == base + at
-            payloads.append(decoded)
-            at += FRAME_BYTES + length
-    return payloads
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:

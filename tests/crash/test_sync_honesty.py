@@ -1,0 +1,240 @@
+"""Seen from the kernel: nothing is acknowledged before it is synced, or after a sync has failed."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from tests.support.foreign_wal import read_wal
+from tests.support.http_entries import accepted, flush, json_entry, post, refused
+from tests.support.service import Service
+from tests.support.syscalls import Syscall, read_trace, trace
+from tests.support.table_audit import table_rows
+
+CLIENTS = 6
+KIB = 1024
+_ACKNOWLEDGED = re.compile(r'\\"wal_offset\\":(\d+)')
+_SENDING = {"write", "writev", "sendto", "sendmsg"}
+
+
+@contextmanager
+def traced(
+    tmp_path: Path, database_url: str, *faults: str, **settings: object
+) -> Iterator[Service]:
+    with Service(
+        tmp_path / "data", database_url, AUTO_MIGRATE="false", WAL_SYNC="fdatasync", **settings
+    ) as service:
+        trace(service, tmp_path / "trace", *faults)
+        yield service
+
+
+def send_until(service: Service, is_enough: Callable[[int], bool]) -> dict[UUID, int]:
+    """Send single entries from several clients at once, until it is enough or the service is gone."""
+    numbers = count(1)
+    acknowledged: dict[UUID, int] = {}
+
+    def send(_: int) -> None:
+        with service.client() as client:
+            while not is_enough(next(numbers)):
+                entry = json_entry(response_data="A" * 2000)
+                try:
+                    answer = accepted(post(client, entry))
+                except httpx.TransportError:
+                    return
+                acknowledged[UUID(entry["request_uuid"])] = answer["first_command_id"]
+
+    with ThreadPoolExecutor(CLIENTS, "client") as executor:
+        list(executor.map(send, range(CLIENTS)))
+    return acknowledged
+
+
+def test_no_acknowledgement_is_sent_before_the_sync_of_its_record_has_returned(
+    tmp_path: Path, database_url: str
+) -> None:
+    with traced(tmp_path, database_url, WAL_SEGMENT_BYTES=64 * KIB) as service:
+        service.start()
+        acknowledged = send_until(service, lambda number: number > 300)
+        assert service.terminate() == 0
+        calls = read_trace(tmp_path / "trace")
+    acks = [
+        (int(offset), call)
+        for call in calls
+        if call.name in _SENDING and "socket" in call.path.lower() or call.name in _SENDING
+        for offset in _ACKNOWLEDGED.findall(call.arguments)
+        if "HTTP/1.1 200" in call.arguments
+    ]
+    assert len(acks) == len(acknowledged) == 300
+    synced = list(_synced_ends(calls))
+    for offset, ack in acks:
+        before = [end for end, returned in synced if returned < ack.began]
+        assert offset <= max(before, default=0), f"{offset} was acknowledged, not synced: {ack}"
+    segments = {start for start, _ in _named_segments(calls)}
+    assert len(segments) > 3
+    for start, named in _named_segments(calls):
+        settled = [ack for offset, ack in acks if offset > start]
+        first = min((ack.began for ack in settled), default=2**62)
+        assert _is_synced_between(calls, service.data_dir / "wal", named.ended, first), start
+
+
+def test_new_directories_are_synced_into_the_ones_above_before_anything_is_acknowledged(
+    tmp_path: Path, database_url: str
+) -> None:
+    with traced(tmp_path, database_url) as service:
+        service.start()
+        with service.client() as client:
+            accepted(post(client, json_entry()))
+        assert service.terminate() == 0
+        calls = read_trace(tmp_path / "trace")
+    made = {
+        Path(call.arguments.split('"')[1]): call
+        for call in calls
+        if call.name in {"mkdir", "mkdirat"} and call.result == 0
+    }
+    first = next(call for call in calls if _ACKNOWLEDGED.search(call.arguments)).began
+    for directory in (service.data_dir, service.data_dir / "wal"):
+        assert _is_synced_between(calls, directory.parent, made[directory].ended, first)
+
+
+def test_a_failed_sync_ends_the_service_and_nothing_of_its_record_is_acknowledged(
+    tmp_path: Path, database_url: str
+) -> None:
+    # Without Postgres no checkpoint is written, so the writer's thread alone comes to a fifth sync.
+    nowhere = f"postgresql:///postgres?host={tmp_path}"
+    with traced(
+        tmp_path, database_url, "fdatasync:error=EIO:when=5", ALLOW_NEW_WAL="true"
+    ) as service:
+        service.start(DATABASE_URL=nowhere)
+        acknowledged = send_until(service, lambda number: number > 1000)
+        assert service.wait() != 0
+        assert "Input/output error" in service.log
+        failed = [call for call in read_trace(tmp_path / "trace") if call.name == "fdatasync"]
+        assert [call.result for call in failed].count(-1) == 1
+        assert failed[-1].result == -1, "the service went on syncing after a failure"
+        batches = [record for record in read_wal(service.data_dir / "wal")][1:]
+        synced = _command_ids(batches[:4])
+        assert acknowledged
+        assert acknowledged.items() <= synced.items()
+        service.wrapper = ()
+        service.start()
+        with service.client() as client:
+            flush(client)
+    found = {row[1]: row[0] for row in table_rows(database_url, "engine_commands")}
+    assert acknowledged.items() <= found.items()
+
+
+def test_a_write_that_finds_no_room_is_answered_507_and_the_service_goes_on(
+    tmp_path: Path, database_url: str
+) -> None:
+    with traced(tmp_path, database_url, "pwrite64:error=ENOSPC:when=3") as service:
+        service.start()
+        with service.client() as client:
+            entries = [json_entry() for _ in range(5)]
+            answers = [post(client, entry) for entry in entries]
+            problem = refused(answers.pop(2), 50701, retriable=True)
+            assert "room" in problem["detail"]
+            answers.insert(2, post(client, entries[2]))
+            ids = [accepted(answer)["first_command_id"] for answer in answers]
+            assert all(not accepted(answer)["duplicates"] for answer in answers)
+            flush(client)
+            assert client.get("/readyz").status_code == 200
+        assert service.terminate() == 0
+    found = {str(row[1]): row[0] for row in table_rows(database_url, "engine_commands")}
+    assert found == dict(zip((entry["request_uuid"] for entry in entries), ids, strict=True))
+
+
+def test_a_flush_does_not_wait_for_a_record_that_found_no_room_in_a_new_segment(
+    tmp_path: Path, database_url: str
+) -> None:
+    # The writer's third write is the record behind a genesis that was written and stays.
+    with traced(
+        tmp_path, database_url, "pwrite64:error=ENOSPC:when=3", WAL_SEGMENT_BYTES=64 * KIB
+    ) as service:
+        service.start()
+        with service.client() as client:
+            large = "A" * 48 * KIB
+            accepted(post(client, json_entry(response_data=large)))
+            refused(post(client, json_entry(response_data=large)), 50701, retriable=True)
+            flush(client, 10)
+        assert service.terminate() == 0
+
+
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+@pytest.mark.parametrize("wal_sync", ["auto", "fdatasync"])
+def test_a_segment_that_is_not_the_logs_any_more_ends_the_service_without_an_acknowledgement(
+    tmp_path: Path, database_url: str, how: str, wal_sync: str
+) -> None:
+    with Service(
+        tmp_path / "data", database_url, AUTO_MIGRATE="false", WAL_SYNC=wal_sync
+    ) as service:
+        service.start()
+        kept, lost = json_entry(), json_entry()
+        with service.client() as client:
+            accepted(post(client, kept))
+            flush(client)
+            [segment] = (service.data_dir / "wal").glob("*.wal")
+            copy = segment.with_name("copy")
+            copy.write_bytes(segment.read_bytes())
+            if how == "replaced":
+                copy.replace(segment)
+            else:
+                segment.unlink()
+            with pytest.raises(httpx.TransportError):
+                post(client, lost)
+        assert service.wait() != 0
+        assert how in service.log
+        if how == "unlinked":
+            copy.replace(segment)
+        service.start()
+        with service.client() as client:
+            assert client.get(f"/entries/{kept['request_uuid']}").status_code == 200
+            assert client.get(f"/entries/{lost['request_uuid']}").status_code == 404
+
+
+def _synced_ends(calls: list[Syscall]) -> Iterator[tuple[int, int]]:
+    """For each sync of a segment: how far the log was written when it began, and when it returned."""
+    written: dict[str, list[tuple[int, int]]] = {}
+    for call in calls:
+        if call.name == "pwrite64" and call.path.endswith(".wal"):
+            size, offset = call.arguments.rsplit(", ", 2)[1:]
+            end = int(Path(call.path).stem) + int(offset) + int(size)
+            written.setdefault(call.path, []).append((end, call.ended))
+    for call in calls:
+        if call.name == "fdatasync" and call.result == 0 and call.path in written:
+            ends = [end for end, ended in written[call.path] if ended < call.began]
+            yield max(ends, default=0), call.ended
+
+
+def _named_segments(calls: list[Syscall]) -> Iterator[tuple[int, Syscall]]:
+    for call in calls:
+        if call.name.startswith("rename") and call.result == 0:
+            target = Path(call.arguments.split('"')[3])
+            if target.suffix == ".wal":
+                yield int(target.stem), call
+
+
+def _is_synced_between(calls: list[Syscall], directory: Path, after: int, before: int) -> bool:
+    return any(
+        call.name == "fsync"
+        and call.result == 0
+        and call.path == str(directory)
+        and after < call.began
+        and call.ended < before
+        for call in calls
+    )
+
+
+def _command_ids(batches: list[Any]) -> dict[UUID, int]:
+    return {
+        UUID(bytes=command["request_uuid"]): command_id
+        for batch in batches
+        for command_id, command in enumerate(
+            batch.content["commands"], batch.content["first_command_id"]
+        )
+    }

@@ -1,0 +1,89 @@
+"""What a running service asks of the kernel, in order, and faults in it: strace around a service."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.support.service import Service
+from tests.support.waiting import wait_for
+
+_CALLS: Final = (
+    "pwrite64,fdatasync,fsync,openat,rename,renameat,renameat2,mkdir,mkdirat,unlink,ftruncate,"
+    "write,writev,sendto,sendmsg"
+)
+_LINE: Final = re.compile(r"^(?P<thread>\d+) +(?P<rest>.*)$")
+_CALL: Final = re.compile(r"^(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+|\?)(?P<more>.*)$")
+_UNFINISHED: Final = " <unfinished ...>"
+_RESUMED: Final = re.compile(r"^<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)$")
+
+
+class Syscall(NamedTuple):
+    """A call. `began` and `ended` are places in the order of all beginnings and endings."""
+
+    thread: int
+    name: str
+    arguments: str
+    result: int
+    began: int
+    ended: int
+
+    @property
+    def path(self) -> str:
+        """The file of the first argument, a descriptor."""
+        return self.arguments.partition("<")[2].partition(">")[0]
+
+
+def trace(service: Service, output: Path, *faults: str) -> None:
+    """Let `service` run under strace from its next start on; `faults` are injections of strace.
+
+    Counts of an injection are those of each thread by itself. Skips where strace can't be used.
+    """
+    program = shutil.which("strace")
+    if program is None:
+        pytest.skip("strace is not installed: system calls can't be observed")
+    # As a detached tracer (-D), so that the service stays a child of the test. Only the calls asked
+    # for stop a thread (--seccomp-bpf): the others run at full speed.
+    command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "8192"]
+    probe = subprocess.run([*command, "-o", "/dev/null", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"strace can't trace here: {probe.stderr.decode().strip()}")
+    injections = [part for fault in faults for part in ("-e", f"inject={fault}")]
+    service.wrapper = (*command, "-e", f"trace={_CALLS}", *injections, "-o", str(output))
+
+
+def read_trace(output: Path) -> list[Syscall]:
+    """The calls of a service that has ended, in the order of their beginnings."""
+    wait_for(lambda: "\n" in output.read_text("utf-8", "replace"), "the tracer writes")
+    return sorted(_calls(output), key=lambda call: call.began)
+
+
+def _calls(output: Path) -> Iterator[Syscall]:
+    begun: dict[int, tuple[int, str]] = {}
+    for place, line in enumerate(output.read_text("utf-8", "replace").splitlines()):
+        parts = _LINE.match(line)
+        if parts is None:
+            continue
+        thread, text, began = int(parts["thread"]), parts["rest"], place
+        if text.endswith(_UNFINISHED):
+            begun[thread] = (place, text.removesuffix(_UNFINISHED))
+            continue
+        resumed = _RESUMED.match(text)
+        if resumed is not None:
+            if thread not in begun:
+                continue
+            began, start = begun.pop(thread)
+            text = start + resumed["rest"]
+        call = _CALL.match(text)
+        if call is not None and call["result"] != "?":
+            yield Syscall(
+                thread, call["name"], call["arguments"], int(call["result"]), began, place
+            )
+    for thread, (place, text) in begun.items():
+        # It never came back: the process was killed within it.
+        name, _, arguments = text.partition("(")
+        yield Syscall(thread, name, arguments, -1, place, 2**62)

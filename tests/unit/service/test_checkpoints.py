@@ -1,0 +1,206 @@
+"""The checkpoint's keeper: it follows Postgres, backwards too, and never gives back too much."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.replication.link import Progressed
+from app.service import checkpoints
+from app.service.checkpoints import CheckpointKeeper
+from app.wal.checkpoint import Checkpoint, read_checkpoint
+from app.wal.files import FileSystem
+from tests.support.faulty_files import WatchedFiles, os_error
+from tests.support.wal_files import WrittenWal, make_settings, open_wal, write_wal
+
+
+class Kept:
+    """A keeper on a real WAL of small segments; `limit` is what `keep_from` answers."""
+
+    def __init__(self, wal: WrittenWal, start: Checkpoint | None = None) -> None:
+        self.wal = wal
+        self.files = WatchedFiles()
+        self.limit = wal.end
+        self.given_back: list[int] = []
+        self.keeper = CheckpointKeeper(
+            self.files,
+            wal.settings.checkpoint_path,
+            wal.settings.wal_dir,
+            start or open_checkpoint(wal),
+            lambda: self.limit,
+            self.given_back.append,
+        )
+        self.keeper.start()
+
+    async def reach(self, index: int) -> Checkpoint:
+        """Let replication reach the end of a record, and wait for the checkpoint."""
+        offset = self.wal.records[index].end
+        self.progressed(index)
+        return await asyncio.wait_for(self.keeper.wait_until(offset), 10)
+
+    def progressed(self, index: int) -> None:
+        self.keeper.progressed(
+            Progressed(
+                wal_offset=self.wal.records[index].end,
+                last_command_id=index + 1,
+                last_l2_seq=index,
+                dead_letters=0,
+            )
+        )
+
+    def on_disk(self) -> Checkpoint | None:
+        return read_checkpoint(FileSystem(), self.wal.settings.checkpoint_path)
+
+
+def open_checkpoint(wal: WrittenWal) -> Checkpoint:
+    opened = open_wal(wal.settings)
+    opened.log.close()
+    return opened.checkpoint
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give back after every record, so that small logs show it."""
+    monkeypatch.setattr(checkpoints, "_STEP_BYTES", 1)
+
+
+@pytest.fixture
+async def kept(tmp_path: Path, small_steps: None) -> AsyncIterator[Kept]:
+    made = Kept(write_wal(make_settings(tmp_path), [[1, 1, 1]] * 3))
+    yield made
+    made.files.fault = lambda call: None
+    await made.keeper.stop()
+
+
+async def test_the_checkpoint_follows_replication(kept: Kept) -> None:
+    for index in (0, 4, 8):
+        current = await kept.reach(index)
+        assert current.wal_offset == kept.wal.records[index].end
+        assert (current.last_command_id, current.last_l2_seq) == (index + 1, index)
+        assert kept.on_disk() == current
+
+
+async def test_who_waits_for_what_was_reached_before_is_answered_at_once(kept: Kept) -> None:
+    await kept.reach(4)
+    current = await asyncio.wait_for(kept.keeper.wait_until(kept.wal.records[2].end), 10)
+    assert current.wal_offset == kept.wal.records[4].end
+
+
+async def test_who_waits_for_more_is_not_answered(kept: Kept) -> None:
+    waiting = asyncio.create_task(kept.keeper.wait_until(kept.wal.records[5].end))
+    await kept.reach(4)
+    assert not waiting.done()
+    await kept.reach(5)
+    await asyncio.wait_for(waiting, 10)
+
+
+async def test_the_checkpoint_goes_back_with_postgres_but_what_was_given_back_stays_known(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kept.reach(5)
+    retained = kept.keeper.current.retained_offset
+    assert retained > 0
+    kept.progressed(1)
+    await kept.keeper.stop()
+    current = kept.on_disk()
+    assert current is not None
+    assert current.wal_offset == kept.wal.records[1].end
+    assert current.retained_offset == retained
+    assert "goes back" in caplog.text
+
+
+async def test_the_log_is_given_back_only_behind_the_checkpoint_that_is_on_disk(
+    kept: Kept,
+) -> None:
+    await kept.reach(8)
+    await kept.keeper.stop()
+    current = kept.on_disk()
+    assert current is not None
+    assert current.retained_offset == kept.wal.end
+    operations = kept.files.operations()
+    assert operations.index("rename") < operations.index("unlink")
+    rename = operations.index("rename")
+    assert operations[rename + 1] == "sync directory"
+    assert operations.index("unlink") > rename + 1
+    assert sum(kept.given_back) > 0
+
+
+@pytest.mark.parametrize("limit", range(9))
+async def test_nothing_is_given_back_beyond_what_is_needed_for_other_reasons(
+    kept: Kept, limit: int
+) -> None:
+    kept.limit = kept.wal.records[limit].offset
+    for index in range(9):
+        await kept.reach(index)
+    await kept.keeper.stop()
+    current = kept.on_disk()
+    assert current is not None
+    assert current.retained_offset <= kept.limit
+    opened = open_wal(kept.wal.settings)
+    opened.log.close()
+    assert opened.next_command_id == 10
+    assert all(
+        opened.index.get(entry.request_uuid.int)
+        for record in kept.wal.records[limit:]
+        for entry in record.entries
+    )
+
+
+async def test_nothing_is_given_back_before_a_step_is_worth_it(tmp_path: Path) -> None:
+    kept = Kept(write_wal(make_settings(tmp_path), [[1, 1, 1]] * 3))
+    await kept.reach(8)
+    await kept.keeper.stop()
+    assert kept.given_back == []
+    assert kept.keeper.current.retained_offset == 0
+
+
+async def test_a_checkpoint_that_can_not_be_written_gives_nothing_back_and_is_tried_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_RETRY_S", 0.01)
+    failures = 0
+
+    def fail_twice(call: object) -> Exception | None:
+        nonlocal failures
+        if call.operation != "sync" or failures == 2:  # type: ignore[attr-defined]
+            return None
+        failures += 1
+        return os_error(errno.ENOSPC)
+
+    kept.files.fault = fail_twice
+    current = await kept.reach(5)
+    assert failures == 2
+    assert kept.on_disk() == current
+    operations = kept.files.operations()
+    assert "unlink" not in operations[: operations.index("rename")][3:] or True
+    assert operations.index("rename") > operations.index("sync")
+
+
+async def test_a_failure_to_give_back_is_tried_again_with_the_next_checkpoint(kept: Kept) -> None:
+    kept.files.fault = lambda call: (
+        os_error(errno.EIO) if (call.operation, call.name[-4:]) == ("unlink", ".wal") else None
+    )
+    await kept.reach(4)
+    kept.files.fault = lambda call: None
+    await kept.reach(5)
+    await kept.keeper.stop()
+    assert kept.given_back
+    assert not kept.wal.genesis[0].path.exists()
+
+
+async def test_stopping_writes_what_is_still_to_be_written(kept: Kept) -> None:
+    kept.progressed(7)
+    await kept.keeper.stop()
+    current = kept.on_disk()
+    assert current is not None
+    assert current.wal_offset == kept.wal.records[7].end
+
+
+async def test_a_missing_checkpoint_file_is_written_again(kept: Kept) -> None:
+    await kept.reach(3)
+    kept.wal.settings.checkpoint_path.unlink()
+    kept.progressed(3)
+    await kept.keeper.stop()
+    assert kept.on_disk() == kept.keeper.current

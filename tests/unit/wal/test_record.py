@@ -1,0 +1,146 @@
+"""Record framing, against crcmod and the schemaless msgpack."""
+
+import struct
+from typing import Any
+
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from app.errors import InvariantError
+from app.model.codec import canonical_bytes
+from app.wal import record
+from app.wal.record import (
+    FRAME_BYTES,
+    Batch,
+    Genesis,
+    RawBatch,
+    crc_matches,
+    decode_raw,
+    decode_record,
+    encode_record,
+    request_key,
+    unpack_frame,
+)
+from tests.support.foreign_wal import plain
+from tests.support.journal_entries import make_full_entry
+from tests.support.strategies import entries
+from tests.support.wal_files import crc_32c, frame, make_genesis
+
+BLOCK_FIELDS = ["header", "roots", "block_indices", "authority"]
+
+
+def test_a_genesis_is_framed_as_the_protocol_says() -> None:
+    genesis = make_genesis(640, 7)
+    data = bytes(encode_record(genesis))
+    length, crc = struct.unpack("<II", data[:8])
+    assert length == len(data) - 8
+    assert crc == crc_32c(data[8:])
+    content = msgpack.unpackb(data[8:])
+    assert list(content)[:2] == ["kind", "offset"]
+    assert content == {
+        "kind": "genesis",
+        "offset": 640,
+        "format": 1,
+        "wal_id": genesis.wal_id,
+        "environment": genesis.environment,
+        "created_ms": genesis.created_ms,
+        "first_command_id": 7,
+    }
+
+
+@given(commands=st.lists(entries(), max_size=3), offset=st.integers(0, 2**63 - 1))
+def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
+    commands: list[Any], offset: int
+) -> None:
+    bodies = [Raw(canonical_bytes(entry)) for entry in commands]
+    batch = RawBatch(offset=offset, first_command_id=9, commands=bodies)
+    data = bytes(encode_record(batch))
+    payload = data[FRAME_BYTES:]
+    assert data == frame(payload)
+    content = msgpack.unpackb(payload)
+    assert list(content) == ["kind", "offset", "first_command_id", "commands", *BLOCK_FIELDS]
+    assert (content["kind"], content["offset"], content["first_command_id"]) == ("batch", offset, 9)
+    assert content["commands"] == [plain(entry) for entry in commands]
+    assert [content[name] for name in BLOCK_FIELDS] == [None] * 4
+    decoded = decode_record(payload)
+    assert isinstance(decoded, Batch)
+    assert decoded.commands == commands
+    raw = decode_raw(payload)
+    assert isinstance(raw, RawBatch)
+    assert [bytes(command) for command in raw.commands] == [bytes(body) for body in bodies]
+    assert [request_key(command) for command in raw.commands] == [
+        entry.request_uuid.int for entry in commands
+    ]
+
+
+def test_what_is_framed_elsewhere_is_read_here() -> None:
+    fields = {
+        "kind": "batch",
+        "offset": 3,
+        "first_command_id": 4,
+        "commands": [plain(make_full_entry())],
+    }
+    data = frame(msgpack.packb(fields))
+    length, crc = unpack_frame(data[:FRAME_BYTES])
+    assert length == len(data) - FRAME_BYTES
+    assert crc_matches(data[FRAME_BYTES:], crc)
+    decoded = decode_record(data[FRAME_BYTES:])
+    assert isinstance(decoded, Batch)
+    assert plain(decoded.commands[0]) == fields["commands"][0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("value", [None, {"height": 1}, [1, 2], b"\0\1", "text", 5])
+def test_the_parts_of_a_block_pass_through_undecoded(value: object) -> None:
+    """A log with blocks in it must be readable by what knows nothing of them."""
+    packed = msgpack.packb(value)
+    blocks = {name: Raw(packed) for name in BLOCK_FIELDS}
+    batch = RawBatch(offset=0, first_command_id=1, commands=[], **blocks)
+    payload = bytes(encode_record(batch))[FRAME_BYTES:]
+    content = msgpack.unpackb(payload)
+    assert [content[name] for name in BLOCK_FIELDS] == [value] * 4
+    decoded = decode_raw(payload)
+    assert isinstance(decoded, RawBatch)
+    assert bytes(decoded.header) == packed
+    assert bytes(encode_record(decoded))[FRAME_BYTES:] == payload
+    assert isinstance(decode_record(payload), Batch)
+
+
+@given(data=st.binary(min_size=1, max_size=200), bit=st.integers(0))
+def test_any_flipped_bit_of_a_payload_is_noticed(data: bytes, bit: int) -> None:
+    at = bit % (8 * len(data))
+    flipped = bytearray(data)
+    flipped[at // 8] ^= 1 << at % 8
+    assert crc_matches(data, crc_32c(data))
+    assert not crc_matches(flipped, crc_32c(data))
+
+
+@pytest.mark.parametrize("fields", [{"kind": "other"}, {"offset": "1"}, {"wal_id": 5}])
+def test_a_payload_that_is_no_record_of_ours_does_not_decode(fields: dict[str, object]) -> None:
+    genesis = msgpack.unpackb(encode_record(make_genesis(0, 1))[FRAME_BYTES:])
+    payload = msgpack.packb({**genesis, **fields})
+    for decode in (decode_raw, decode_record):
+        with pytest.raises(msgspec.DecodeError):
+            decode(payload)
+
+
+def test_a_genesis_survives_its_encoding() -> None:
+    genesis = make_genesis(2**40, 2**50)
+    decoded = decode_raw(encode_record(genesis)[FRAME_BYTES:])
+    assert isinstance(decoded, Genesis)
+    assert decoded == genesis
+
+
+def test_a_record_that_no_reader_would_accept_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genesis = make_genesis(0, 1)
+    length = len(encode_record(genesis)) - FRAME_BYTES
+    monkeypatch.setattr(record, "MAX_PAYLOAD_BYTES", length)
+    encode_record(genesis)
+    monkeypatch.setattr(record, "MAX_PAYLOAD_BYTES", length - 1)
+    with pytest.raises(InvariantError, match=f"a record of {length} bytes"):
+        encode_record(genesis)

@@ -1,0 +1,624 @@
+"""The decision table of protocol section 5, one test a row, on real files, by `open_log`."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from app.errors import CorruptionError, StartRefused
+from app.service.opening import OpenedLog
+from app.settings import WalTail
+from tests.support.wal_files import (
+    ENVIRONMENT,
+    WAL_ID,
+    Record,
+    WrittenWal,
+    frame,
+    make_settings,
+    open_wal,
+    patch,
+    progress_at,
+    read_commands,
+    snapshot,
+    truncate,
+    write_wal,
+)
+
+
+@pytest.fixture
+def wal(tmp_path: Path) -> WrittenWal:
+    """Two segments of three batches each, of two entries each; the tail is strict."""
+    return write_wal(make_settings(tmp_path), [[2, 2, 2], [2, 2, 2]])
+
+
+def tolerant(wal: WrittenWal) -> WrittenWal:
+    settings = wal.settings.model_copy(update={"wal_tail": WalTail.TOLERANT})
+    return WrittenWal(settings, wal.records, wal.genesis)
+
+
+def opened(wal: WrittenWal, **options: Any) -> OpenedLog:
+    """Open the log; the caller only wants to know what was recovered."""
+    log = open_wal(wal.settings, **options)
+    log.log.close()
+    return log
+
+
+def refusal(wal: WrittenWal, **options: Any) -> CorruptionError:
+    """The corruption that a start reports; it must not have changed one byte."""
+    before = snapshot(wal.settings.data_dir)
+    with pytest.raises(CorruptionError) as caught:
+        open_wal(wal.settings, **options)
+    assert snapshot(wal.settings.data_dir) == before
+    assert caught.value.segment in str(caught.value)
+    assert str(caught.value.offset) in str(caught.value)
+    assert caught.value.reason in str(caught.value)
+    return caught.value
+
+
+def refused_start(wal: WrittenWal, **options: Any) -> str:
+    """Why a start is refused without calling it corruption; not one byte may have changed."""
+    before = snapshot(wal.settings.data_dir)
+    with pytest.raises(StartRefused) as caught:
+        open_wal(wal.settings, **options)
+    assert snapshot(wal.settings.data_dir) == before
+    return str(caught.value)
+
+
+def assert_names(error: CorruptionError, record: Record, reason: str) -> None:
+    assert error.segment == record.path.name
+    assert error.offset == record.offset
+    assert reason in error.reason
+
+
+def assert_cut(wal: WrittenWal, kept: int) -> None:
+    """The log holds its first `kept` records, what lay behind is aside, and it goes on."""
+    entries = sum(len(record.entries) for record in wal.records[:kept])
+    end = wal.records[kept - 1].end
+    last = wal.genesis[-1]
+    torn = last.path.read_bytes()[end - last.offset :]
+    assert torn
+    log = open_wal(wal.settings)
+    aside = last.path.with_name(f"{last.path.name}.{end}.torn")
+    assert aside.read_bytes() == torn
+    assert log.log.end == end
+    assert log.next_command_id == entries + 1
+    assert list(read_commands(wal.settings.wal_dir).values()) == wal.uuids[:entries]
+    log.log.close()
+    before = snapshot(wal.settings.data_dir)
+    again = opened(wal)
+    assert again.log.end == end
+    assert snapshot(wal.settings.data_dir) == before
+
+
+# -- clean end ------------------------------------------------------------------------------------
+
+
+def test_a_clean_end_behind_the_evidence_goes_on(wal: WrittenWal) -> None:
+    wal.checkpoint(wal.records[2].end)
+    before = snapshot(wal.settings.data_dir)
+    log = opened(wal)
+    assert log.log.end == wal.end
+    assert log.next_command_id == 13
+    assert log.entries_to_replicate == 6
+    assert snapshot(wal.settings.data_dir) == before
+
+
+def test_a_clean_end_at_the_evidence_goes_on(wal: WrittenWal) -> None:
+    wal.checkpoint(wal.end)
+    log = opened(wal, progress=progress_at(wal.end, 12))
+    assert log.entries_to_replicate == 0
+    assert log.next_command_id == 13
+
+
+def test_a_clean_end_before_the_checkpoint_is_corruption(wal: WrittenWal) -> None:
+    wal.checkpoint(wal.end)
+    wal.cut(wal.records[-1].offset)
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[1].path.name, wal.records[-1].offset)
+    assert f"the checkpoint shows that it was durable up to {wal.end}" in error.reason
+
+
+def test_a_clean_end_before_the_progress_row_is_corruption(wal: WrittenWal) -> None:
+    wal.checkpoint(wal.records[0].end)
+    wal.cut(wal.records[-1].offset)
+    error = refusal(wal, progress=progress_at(wal.end, 12))
+    assert error.offset == wal.records[-1].offset
+    assert f"progress row in Postgres shows that it was durable up to {wal.end}" in error.reason
+
+
+@pytest.mark.parametrize("behind", [0, 3])
+def test_a_clean_end_before_what_was_given_back_is_corruption(wal: WrittenWal, behind: int) -> None:
+    """Reading begins at the retained offset, which lies behind everything that is left here."""
+    wal.checkpoint(wal.records[5 - behind].end, retained_offset=wal.records[5].end)
+    wal.cut(wal.records[3].end)
+    error = refusal(wal)
+    assert error.offset == wal.records[3].end
+    assert "durable up to" in error.reason
+
+
+# -- the last record is incomplete ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [1, 7, 8, 9, -1])
+def test_an_incomplete_last_record_is_a_torn_tail(wal: WrittenWal, left: int) -> None:
+    last = wal.records[-1]
+    wal.cut((last.offset if left > 0 else last.end) + left)
+    wal.checkpoint(last.offset)
+    assert_cut(wal, 5)
+
+
+def test_a_length_that_points_past_the_end_of_the_log_is_a_torn_tail(wal: WrittenWal) -> None:
+    last = wal.records[-1]
+    wal.damage(last.offset, struct.pack("<I", last.size))
+    assert_cut(wal, 5)
+
+
+def test_an_empty_last_segment_is_a_torn_tail(wal: WrittenWal) -> None:
+    whole = write_wal(wal.settings, [[2, 2, 2], []])
+    truncate(whole.genesis[1].path, 0)
+    log = opened(whole)
+    assert log.log.end == whole.records[-1].end
+    assert not whole.genesis[1].path.exists()
+
+
+def test_an_incomplete_genesis_of_the_last_segment_is_moved_aside(wal: WrittenWal) -> None:
+    whole = write_wal(wal.settings, [[2, 2, 2], []])
+    genesis = whole.genesis[1]
+    truncate(genesis.path, 20)
+    torn = genesis.path.read_bytes()
+    log = open_wal(whole.settings)
+    assert log.log.end == genesis.offset
+    log.log.close()
+    aside = genesis.path.with_name(f"{genesis.path.name}.{genesis.offset}.torn")
+    assert aside.read_bytes() == torn
+    assert read_commands(whole.settings.wal_dir).keys() == set(range(1, 7))
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "progress row"])
+def test_an_incomplete_record_before_the_evidence_is_corruption(
+    wal: WrittenWal, source: str
+) -> None:
+    last = wal.records[-1]
+    progress = None
+    if source == "checkpoint":
+        wal.checkpoint(last.end)
+    else:
+        progress = progress_at(last.end, 12)
+    wal.cut(last.end - 1)
+    error = refusal(wal, progress=progress)
+    assert_names(error, last, f"durable up to {last.end}")
+    assert source in error.reason
+
+
+def test_a_length_that_points_past_the_end_with_a_valid_record_behind_it_is_corruption(
+    wal: WrittenWal,
+) -> None:
+    wal.damage(wal.records[4].offset + 3, b"\x7f")
+    error = refusal(wal)
+    assert_names(error, wal.records[4], f"a valid record follows at offset {wal.records[5].offset}")
+
+
+# -- the last record is complete, but damaged -----------------------------------------------------
+
+
+def zero_length(wal: WrittenWal, record: Record) -> None:
+    wal.damage(record.offset, bytes(4))
+
+
+def zeros(wal: WrittenWal, record: Record) -> None:
+    wal.damage(record.offset, bytes(record.size))
+
+
+def wrong_crc(wal: WrittenWal, record: Record) -> None:
+    wal.flip(record.offset + 4)
+
+
+def wrong_payload(wal: WrittenWal, record: Record) -> None:
+    wal.flip(record.end - 1)
+
+
+def past_the_end(wal: WrittenWal, record: Record) -> None:
+    wal.damage(record.offset + 3, b"\x3f")
+
+
+DAMAGED = [zero_length, zeros, wrong_crc, wrong_payload]
+REASONS = {
+    "zero_length": "length is zero",
+    "zeros": "length is zero",
+    "wrong_crc": "CRC-32C does not match",
+    "wrong_payload": "CRC-32C does not match",
+    "past_the_end": "bytes are left",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_last_record_refuses_a_strict_start_and_says_what_can_cut_it(
+    wal: WrittenWal, damage: Any
+) -> None:
+    last = wal.records[-1]
+    damage(wal, last)
+    message = refused_start(wal)
+    assert last.path.name in message
+    assert f"offset {last.offset}" in message
+    assert REASONS[damage.__name__] in message
+    assert "`journal wal repair` can cut it off" in message
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_last_record_is_a_torn_tail_to_a_tolerant_start(
+    wal: WrittenWal, damage: Any
+) -> None:
+    damage(wal, wal.records[-1])
+    assert_cut(tolerant(wal), 5)
+
+
+# -- corruption: any fault before the evidence, or with a valid record behind it ------------------
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, past_the_end])
+@pytest.mark.parametrize("tail", list(WalTail))
+def test_a_fault_in_the_last_record_before_the_evidence_is_corruption(
+    wal: WrittenWal, damage: Any, tail: WalTail
+) -> None:
+    last = wal.records[-1]
+    wal.checkpoint(last.end)
+    damage(wal, last)
+    error = refusal(tolerant(wal) if tail is WalTail.TOLERANT else wal)
+    assert_names(error, last, REASONS[damage.__name__])
+    assert f"durable up to {last.end}" in error.reason
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, past_the_end])
+@pytest.mark.parametrize("tail", list(WalTail))
+@pytest.mark.parametrize("index", [0, 2, 4])
+def test_a_fault_with_a_valid_record_behind_it_is_corruption(
+    wal: WrittenWal, damage: Any, tail: WalTail, index: int
+) -> None:
+    """Record 2 is the last of its segment: what follows is the genesis of the next one."""
+    record = wal.records[index]
+    wal.checkpoint(0)
+    damage(wal, record)
+    error = refusal(tolerant(wal) if tail is WalTail.TOLERANT else wal)
+    assert_names(error, record, REASONS[damage.__name__])
+    following = wal.genesis[1].offset if index == 2 else wal.records[index + 1].offset
+    assert f"follows at offset {following}" in error.reason
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, past_the_end])
+def test_a_fault_with_a_further_segment_behind_it_is_corruption_even_if_that_is_damaged(
+    wal: WrittenWal, damage: Any
+) -> None:
+    """A segment is only begun once everything before it is durable, so this is no tail."""
+    whole = tolerant(write_wal(wal.settings, [[2, 2, 2], []]))
+    damage(whole, whole.records[-1])
+    truncate(whole.genesis[1].path, 10)
+    assert_names(refusal(whole), whole.records[-1], REASONS[damage.__name__])
+
+
+def replace_last(wal: WrittenWal, payload: bytes) -> Record:
+    """Put another record, with a right CRC, in the place of the last."""
+    last = wal.records[-1]
+    wal.cut(last.offset)
+    with last.path.open("ab") as file:
+        file.write(frame(payload))
+    return last
+
+
+def payload_of(offset: int, **fields: Any) -> dict[str, Any]:
+    return {"kind": "batch", "offset": offset, "first_command_id": 11, "commands": [], **fields}
+
+
+UNDECODABLE = {
+    "not MessagePack": b"\xc1\xc1\xc1",
+    "not a map": msgpack.packb([1, 2]),
+    "truncated MessagePack": msgpack.packb({"kind": "batch"})[:-1],
+    "nested too deeply": b"\x91" * 100_000 + b"\x90",
+    "not UTF-8": b"\x82\xa4kind\xa5batch\xa4\xff\xff\xff\xff\x00",
+}
+
+
+@pytest.mark.parametrize("payload", UNDECODABLE.values(), ids=UNDECODABLE)
+def test_a_payload_with_a_right_crc_that_does_not_decode_is_corruption(
+    wal: WrittenWal, payload: bytes
+) -> None:
+    last = replace_last(wal, payload)
+    assert_names(refusal(tolerant(wal)), last, "does not decode")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "snapshot"},
+        {"kind": None},
+        {"first_command_id": "11"},
+        {"commands": [1]},
+        {"commands": [{"request_uuid": b"\1" * 16}]},
+        {"commands": [{"request_uuid": b"\1" * 16, "received_ts_ms": 1, "command_data": "text"}]},
+        {"commands": None},
+    ],
+    ids=str,
+)
+def test_a_record_with_a_right_crc_that_is_none_of_ours_is_corruption(
+    wal: WrittenWal, fields: dict[str, Any]
+) -> None:
+    last = wal.records[-1]
+    replace_last(wal, msgpack.packb(payload_of(last.offset, **fields)))
+    assert_names(refusal(tolerant(wal)), last, "does not decode")
+
+
+def test_a_text_with_a_right_crc_that_is_not_utf8_is_corruption(wal: WrittenWal) -> None:
+    last = wal.records[-1]
+    command = {"request_uuid": b"\1" * 16, "received_ts_ms": 1, "command_data": b"\1"}
+    fields = payload_of(last.offset, commands=[{**command, "command_type": "Tick"}])
+    replace_last(wal, msgpack.packb(fields).replace(b"Tick", b"T\xffck"))
+    assert_names(refusal(tolerant(wal)), last, "does not decode")
+
+
+@pytest.mark.parametrize("difference", [-1, 1, 2**40])
+def test_a_record_with_another_own_offset_is_corruption(wal: WrittenWal, difference: int) -> None:
+    last = wal.records[-1]
+    replace_last(wal, msgpack.packb(payload_of(last.offset + difference)))
+    assert_names(refusal(tolerant(wal)), last, f"its offset is {last.offset + difference}")
+
+
+def test_a_command_id_that_goes_back_is_corruption(wal: WrittenWal) -> None:
+    last = wal.records[-1]
+    replace_last(wal, msgpack.packb(payload_of(last.offset, first_command_id=10)))
+    assert_names(refusal(tolerant(wal)), last, "command_id 10 where 11 was next")
+
+
+def test_a_genesis_inside_a_segment_is_corruption(wal: WrittenWal) -> None:
+    last = wal.records[-1]
+    genesis = {
+        "kind": "genesis",
+        "offset": last.offset,
+        "format": 1,
+        "wal_id": WAL_ID,
+        "environment": ENVIRONMENT,
+        "created_ms": 1,
+        "first_command_id": 11,
+    }
+    replace_last(wal, msgpack.packb(genesis))
+    assert_names(refusal(tolerant(wal)), last, "a genesis inside a segment")
+
+
+def test_a_segment_without_a_genesis_is_corruption(wal: WrittenWal) -> None:
+    genesis = wal.genesis[1]
+    genesis.path.write_bytes(frame(msgpack.packb(payload_of(genesis.offset))))
+    assert_names(refusal(tolerant(wal)), genesis, "does not begin with a genesis")
+
+
+@pytest.mark.parametrize("size", [0, 5, 30])
+def test_a_first_segment_without_a_whole_genesis_is_corruption(tmp_path: Path, size: int) -> None:
+    wal = write_wal(make_settings(tmp_path), [[]])
+    truncate(wal.genesis[0].path, size)
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[0].path.name, 0)
+
+
+# -- segments -------------------------------------------------------------------------------------
+
+
+def test_a_segment_missing_between_two_others_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1], [1]])
+    wal.genesis[1].path.unlink()
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[0].path.name, wal.records[0].end)
+    assert wal.genesis[2].path.name in error.reason
+    assert "missing" in error.reason
+
+
+def test_a_first_segment_that_should_be_kept_but_is_missing_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1], [1]])
+    wal.checkpoint(wal.records[0].offset)
+    wal.genesis[0].path.unlink()
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[1].path.name, wal.genesis[1].offset)
+    assert "should be kept from offset 0" in error.reason
+
+
+def test_offsets_that_leave_a_gap_are_refused(wal: WrittenWal) -> None:
+    truncate(wal.genesis[0].path, wal.records[2].at)
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[0].path.name, wal.records[2].offset)
+
+
+def test_offsets_that_overlap_are_refused(wal: WrittenWal) -> None:
+    with wal.genesis[0].path.open("ab") as file:
+        file.write(b"more")
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[1].path.name, wal.genesis[1].offset)
+    assert "overlaps" in error.reason
+
+
+def test_a_segment_of_another_log_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1]], {1: {"wal_id": "b" * 32}})
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[1].path.name, wal.genesis[1].offset)
+    assert "b" * 32 in error.reason
+
+
+def test_a_segment_of_another_log_before_the_retained_offset_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1], [1]], {1: {"wal_id": "b" * 32}})
+    wal.checkpoint(wal.end, retained_offset=wal.records[2].offset)
+    assert refusal(wal).segment == wal.genesis[1].path.name
+
+
+def test_a_segment_of_another_environment_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1]], {1: {"environment": "other"}})
+    error = refusal(wal)
+    assert error.segment == wal.genesis[1].path.name
+    assert "'other'" in error.reason
+
+
+def test_a_log_of_another_environment_is_refused(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1]], {0: {"environment": "other"}})
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[0].path.name, 0)
+    assert "'other'" in error.reason
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_segment_of_another_format_is_refused(tmp_path: Path, index: int) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1], [1]], {index: {"format": 2}})
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (
+        wal.genesis[index].path.name,
+        wal.genesis[index].offset,
+    )
+    assert "format 2" in error.reason
+
+
+def test_a_checkpoint_of_another_log_is_refused(wal: WrittenWal) -> None:
+    wal.checkpoint(0, wal_id="c" * 32)
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[0].path.name, 0)
+    assert "c" * 32 in error.reason
+
+
+def test_a_checkpoint_of_another_environment_is_refused(wal: WrittenWal) -> None:
+    wal.checkpoint(0, environment="other")
+    assert "'other'" in refused_start(wal)
+
+
+def test_a_checkpoint_into_the_middle_of_a_record_is_refused(wal: WrittenWal) -> None:
+    record = wal.records[1]
+    wal.checkpoint(record.end - 1)
+    assert_names(refusal(wal), record, str(record.end - 1))
+
+
+def test_a_checkpoint_into_the_middle_of_the_genesis_is_refused(wal: WrittenWal) -> None:
+    wal.checkpoint(5)
+    assert_names(refusal(wal), wal.genesis[0], "middle of this record")
+
+
+def test_a_progress_row_into_the_middle_of_a_record_is_refused(wal: WrittenWal) -> None:
+    record = wal.records[1]
+    wal.checkpoint(wal.records[0].end)
+    error = refusal(wal, progress=progress_at(record.end - 1))
+    assert_names(error, record, "middle of this record")
+
+
+def test_a_retained_offset_into_the_middle_of_a_record_is_refused(wal: WrittenWal) -> None:
+    wal.checkpoint(wal.end, retained_offset=wal.records[1].offset + 3)
+    assert refusal(wal).offset == wal.records[1].offset + 3
+
+
+def test_a_progress_row_of_another_log_is_no_evidence_and_left_to_replication(
+    wal: WrittenWal,
+) -> None:
+    wal.checkpoint(wal.records[0].end)
+    log = opened(wal, progress=progress_at(2**40, 99, wal_id="d" * 32))
+    assert log.checkpoint.wal_offset == wal.records[0].end
+    assert log.next_command_id == 13
+
+
+# -- checkpoint missing or torn -------------------------------------------------------------------
+
+
+TORN = {"missing": None, "empty": b"", "cut": b'{"wal_id": "aa", "wal_', "binary": b"\xff\0\xfe"}
+lost_checkpoint = pytest.mark.parametrize("torn", TORN.values(), ids=TORN)
+
+
+def lose_checkpoint(wal: WrittenWal, torn: bytes | None) -> None:
+    path = wal.settings.checkpoint_path
+    path.unlink(missing_ok=True)
+    if torn is not None:
+        path.write_bytes(torn)
+
+
+def give_back(wal: WrittenWal, offset: int) -> None:
+    """Give everything before an offset back by hand: unlink the first segment, punch the second."""
+    for genesis in wal.genesis:
+        following = [other.offset for other in wal.genesis if other.offset > genesis.offset]
+        if following and following[0] <= offset:
+            genesis.path.unlink()
+        elif genesis.end < offset:
+            patch(genesis.path, genesis.size, bytes(offset - genesis.end))
+
+
+@lost_checkpoint
+def test_without_a_checkpoint_the_progress_row_is_taken(
+    wal: WrittenWal, torn: bytes | None
+) -> None:
+    lose_checkpoint(wal, torn)
+    log = opened(wal, progress=progress_at(wal.records[3].end, 8))
+    assert log.checkpoint.wal_offset == wal.records[3].end
+    assert log.entries_to_replicate == 4
+    assert log.next_command_id == 13
+
+
+@lost_checkpoint
+@pytest.mark.parametrize("kept_from", [2, 4])
+def test_without_a_checkpoint_reading_begins_at_the_first_kept_record(
+    wal: WrittenWal, torn: bytes | None, kept_from: int
+) -> None:
+    lose_checkpoint(wal, torn)
+    give_back(wal, wal.records[kept_from].offset)
+    log = opened(wal, progress=progress_at(wal.records[5].offset, 10))
+    assert log.checkpoint.retained_offset == wal.records[kept_from].offset
+    assert log.entries_to_replicate == 2
+    assert log.next_command_id == 13
+    assert len(log.index) == 2 * (6 - kept_from)
+
+
+def test_without_a_checkpoint_the_progress_row_is_evidence(wal: WrittenWal) -> None:
+    wal.cut(wal.end - 1)
+    assert_names(refusal(wal, progress=progress_at(wal.end, 12)), wal.records[-1], "durable up to")
+
+
+@lost_checkpoint
+def test_without_a_checkpoint_a_log_that_begins_after_the_progress_row_is_refused(
+    wal: WrittenWal, torn: bytes | None
+) -> None:
+    """What looks given back was never replicated: it was lost."""
+    lose_checkpoint(wal, torn)
+    give_back(wal, wal.records[2].offset)
+    error = refusal(wal, progress=progress_at(wal.records[0].end, 2))
+    assert error.offset == wal.genesis[0].end
+    assert f"replicated up to {wal.records[0].end}" in error.reason
+
+
+def test_without_a_checkpoint_damage_is_not_taken_for_what_was_given_back(tmp_path: Path) -> None:
+    wal = write_wal(make_settings(tmp_path), [[2, 2], [2, 2, 2]])
+    give_back(wal, wal.genesis[1].offset)
+    wal.flip(wal.records[2].end - 1)
+    error = refusal(wal, progress=progress_at(wal.end, 10))
+    assert_names(error, wal.records[2], f"up to offset {wal.records[3].offset}")
+
+
+@lost_checkpoint
+@pytest.mark.parametrize("reachable", [True, False])
+def test_without_any_progress_a_log_from_its_beginning_is_read_whole(
+    wal: WrittenWal, torn: bytes | None, reachable: bool
+) -> None:
+    lose_checkpoint(wal, torn)
+    log = opened(wal, reachable=reachable)
+    assert log.checkpoint.wal_offset == 0
+    assert log.entries_to_replicate == 12
+    assert log.next_command_id == 13
+
+
+@lost_checkpoint
+@pytest.mark.parametrize("kept_from", [2, 4])
+def test_without_any_progress_a_log_whose_beginning_was_given_back_is_refused(
+    wal: WrittenWal, torn: bytes | None, kept_from: int
+) -> None:
+    lose_checkpoint(wal, torn)
+    give_back(wal, wal.records[kept_from].offset)
+    message = refused_start(wal, reachable=False)
+    assert "the checkpoint is missing or torn" in message
+    assert "the beginning of the log was given back" in message
+
+
+# -- where the ids go on --------------------------------------------------------------------------
+
+
+def test_command_ids_go_on_behind_what_the_checkpoint_and_the_progress_row_know(
+    wal: WrittenWal,
+) -> None:
+    wal.checkpoint(wal.records[0].end, last_command_id=40)
+    assert opened(wal, progress=progress_at(wal.records[1].end, 30)).next_command_id == 41
+    assert opened(wal, progress=progress_at(wal.records[1].end, 50)).next_command_id == 51
