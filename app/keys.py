@@ -13,6 +13,7 @@ This module imports without coincurve, for which Python 3.14 has no wheel; loadi
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import resource
@@ -20,14 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from app.errors import SettingsError
 from app.keystore import looks_like_keystore, make_keystore, open_keystore, parse_keystore
 from app.secret_file import Secret, read_password, read_secret, refuse, why_not_opened
-from app.settings import setting_name
+from app.settings import Settings, setting_name
 from app.wal.files import FILE_MODE, FileSystem
 
 if TYPE_CHECKING:
-    from app.chain.signer import ColdKey
+    from app.chain.signer import BlockSigner, ColdKey
+
+_log = logging.getLogger(__name__)
 
 MAX_KEY_FILE_BYTES: Final = 64 * 1024
 
@@ -39,6 +41,23 @@ _ALLOWED_KEY: Final = (
 )
 _ALLOWED_KEYSTORE: Final = "a keystore that nobody has changed, with its own password, is allowed"
 _ALLOWED_NEW: Final = "the name of a new file, in a directory of yours, is allowed"
+
+
+def open_signer(settings: Settings, now_ms: Callable[[], int]) -> "BlockSigner | None":
+    """Harden the process, load the cold key and delegate to a first hot key.
+
+    None, and nothing of this, without COLD_KEY_FILE. Takes a second for a keystore, and as much
+    memory for the time as the keystore says: 256 MiB is usual. Raises `SettingsError`.
+    """
+    if settings.cold_key_file is None:
+        return None
+    for failure in harden_process():
+        _log.warning("the memory with the cold key is less guarded: %s", failure)
+    cold = load_cold_key(settings.cold_key_file, settings.cold_key_password_file)
+    from app.chain.signer import BlockSigner  # noqa: PLC0415 - needs coincurve
+
+    _log.info("blocks are signed for %s", checksum_address(cold.address))
+    return BlockSigner(cold, settings.delegation_hours, now_ms, os.urandom)
 
 
 def harden_process() -> list[str]:
@@ -136,12 +155,16 @@ def _check_can_sign(name: str, path: Path) -> None:
 
 
 def _key_of_hex(name: str, path: Path, content: Secret) -> "ColdKey":
-    digits = _HEX_KEY.fullmatch(content.reveal().strip())
-    key = None if digits is None else _cold_key(Secret(bytes.fromhex(digits[1].decode())))
-    del digits
+    secret = _hex_secret(content)
+    key = None if secret is None else _cold_key(secret)
     if key is None:
         refuse(name, path, "holds no key", _ALLOWED_KEY)
     return key
+
+
+def _hex_secret(content: Secret) -> Secret | None:
+    digits = _HEX_KEY.fullmatch(content.reveal().strip())
+    return None if digits is None else Secret(bytes.fromhex(digits[1].decode()))
 
 
 def _key_of_keystore(name: str, path: Path, content: Secret, password: Secret) -> "ColdKey":

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api import block_stream, blocks, proofs
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
@@ -53,7 +54,7 @@ class JournalApp(FastAPI):
             await self.entries(scope, receive, send)
             return
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope, send = {**scope, "method": "GET"}, _without_body(send)
+            scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
         await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
@@ -86,7 +87,11 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         },
     )
     app.state.journal = journal
+    app.state.blocks = journal.blocks
+    app.state.streams = block_stream.Streams()
     app.include_router(router)
+    for each in (block_stream, blocks, proofs):
+        app.include_router(each.router)
     observe = metrics.default(registry=journal.metrics.registry)
     instrumentator = Instrumentator(
         excluded_handlers=["/metrics"], registry=journal.metrics.registry

@@ -12,15 +12,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
+import msgspec
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.chain.pipeline import ALL_COMMANDS
 from app.errors import SettingsError
+from app.model.entry import TypeName
 
 ENV_PREFIX: Final = "JOURNAL_"
 EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
+_DAYS_OF_YEAR: Final = 366
 
 
 class WalTail(StrEnum):
@@ -60,6 +64,18 @@ def _check_database_url(url: str) -> str:
             f"{EMBEDDED!r} or a URI that starts with postgresql:// or postgres:// is allowed"
         )
     return url
+
+
+def _check_block_commands(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    try:
+        msgspec.convert([] if names == [ALL_COMMANDS] else names, list[TypeName])
+    except msgspec.ValidationError:
+        raise ValueError(
+            "command types (a letter, then up to 63 letters, digits or underscores), comma "
+            f"separated, or {ALL_COMMANDS!r} are allowed"
+        ) from None
+    return ",".join(names)
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -113,6 +129,20 @@ class Settings(BaseSettings):
     )
     wal_tail: WalTail = Field(WalTail.STRICT, description="what to do with a damaged last record")
     wal_sync: WalSync = Field(WalSync.AUTO, description="how the WAL is synced")
+    block_commands: Annotated[str, AfterValidator(_check_block_commands)] = Field(
+        "TickSnapshot", description="command types that blocks commit to, comma separated, or '*'"
+    )
+    rsm_prune_window: int = Field(10_000, ge=1, description="state-tree versions kept when pruning")
+    rsm_pruning_enabled: bool = Field(False, description="whether older state-tree versions go")
+    cold_key_file: Path | None = Field(
+        None, description="keystore JSON or hex key file of mode 0600; without it, no signatures"
+    )
+    cold_key_password_file: Path | None = Field(
+        None, description="file of mode 0600 with the keystore's password"
+    )
+    delegation_hours: float = Field(
+        24, ge=0.001, le=24 * _DAYS_OF_YEAR, description="life of a hot key"
+    )
     dedup_window: int = Field(
         262_144, ge=1, description="newest entries that the duplicate index covers"
     )
@@ -145,6 +175,8 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS_CERT and TLS_KEY must be set together")
+        if self.cold_key_file is None and self.cold_key_password_file is not None:
+            raise ValueError("COLD_KEY_PASSWORD_FILE is allowed together with COLD_KEY_FILE alone")
         if not self.allow_anonymous and not _is_loopback(self.host):
             raise ValueError(
                 f"HOST={self.host!r} can be reached from other machines and no tokens guard it; "
@@ -161,6 +193,16 @@ class Settings(BaseSettings):
     def migrates_at_start(self) -> bool:
         """Whether Alembic migrations run at start."""
         return self.embedded if self.auto_migrate is None else self.auto_migrate
+
+    @property
+    def block_command_types(self) -> frozenset[str]:
+        """The names in BLOCK_COMMANDS, or `*` alone."""
+        return frozenset(self.block_commands.split(","))
+
+    @property
+    def commitments_dir(self) -> Path:
+        """Where the commitment store is."""
+        return self.data_dir / "commitments"
 
     @property
     def wal_dir(self) -> Path:
@@ -184,9 +226,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             name.startswith(ENV_PREFIX)
             and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
         ):
+            # Its value may be a key or a password under a name that was misspelt.
             raise SettingsError(
-                f"{name}={names[name]!r}: there is no such setting; "
-                "`journal serve --help` lists them"
+                f"{name}: there is no such setting; `journal serve --help` lists them"
             )
     try:
         return Settings(**overrides)

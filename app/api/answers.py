@@ -54,13 +54,13 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answer(request: Request, payload: Any, status: int = 200) -> Response:
     """Encode a payload as the client prefers."""
-    body, content_type = encode(payload, msgpack=_prefers_msgpack(request))
+    body, content_type = encode(payload, msgpack=prefers_msgpack(request))
     return Response(body, status, media_type=content_type)
 
 
 def problem_response(request: Request, problem: Problem) -> Response:
     """Encode a problem as the client prefers."""
-    body, content_type = encode(problem.document, msgpack=_prefers_msgpack(request), problem=True)
+    body, content_type = encode(problem.document, msgpack=prefers_msgpack(request), problem=True)
     return Response(body, problem.status, problem.headers, media_type=content_type)
 
 
@@ -95,5 +95,6 @@ async def on_invalid_parameter(request: Request, error: Exception) -> Response:
     return problem_response(request, problem_of(HttpProblem(422, "invalid_parameter", detail)))
 
 
-def _prefers_msgpack(request: Request) -> bool:
+def prefers_msgpack(request: Request) -> bool:
+    """Whether the client ranks MessagePack above JSON."""
     return answers_msgpack(",".join(request.headers.getlist("accept")))

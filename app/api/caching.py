@@ -49,7 +49,9 @@ def tagged_answer(
 def not_modified(request: Request, *, immutable: bool, tag: str) -> Response | None:
     """The 304 of a client that has what `tag` names, before any work is done for it."""
     headers = _headers(tag, msgpack=prefers_msgpack(request), immutable=immutable)
-    return Response(status_code=304, headers=headers) if _is_held(request, headers["etag"]) else None
+    return (
+        Response(status_code=304, headers=headers) if _is_held(request, headers["etag"]) else None
+    )
 
 
 def _headers(tag: str, *, msgpack: bool, immutable: bool) -> dict[str, str]:

@@ -10,6 +10,8 @@ from app.errors import (
     InvalidBody,
     InvalidEntries,
     RequestConflict,
+    StoreFailed,
+    StoreFull,
     TooManyEntries,
     Unavailable,
 )
@@ -50,6 +52,9 @@ _KINDS: Final = (
     Kind(400, 1, "undecodable_body", "The body can't be decoded"),
     Kind(404, 1, "not_found", "There is no such resource"),
     Kind(404, 2, "unknown_entry", "No entry has this request_uuid"),
+    Kind(404, 3, "no_block", "There is no such block"),
+    Kind(404, 4, "not_in_a_block", "No block covers the entry"),
+    Kind(404, 5, "not_in_the_log_yet", "The block is older than the command"),
     Kind(405, 1, "method_not_allowed", "The resource does not know this method"),
     Kind(406, 1, "not_acceptable", "The answer can't be given in an accepted type"),
     Kind(408, 1, "body_timeout", "The body did not arrive in time", retriable=True),
@@ -69,6 +74,8 @@ _KINDS: Final = (
         "Only Postgres could tell, and it is not there",
         retriable=True,
     ),
+    Kind(503, 3, "store_unavailable", "Blocks can't be read now", retriable=True),
+    Kind(503, 4, "content_unavailable", "Neither log nor Postgres has the content", retriable=True),
     Kind(504, 1, "flush_timeout", "The flush did not finish in time", retriable=True),
     Kind(507, 1, "disk_full", "There is no room for the log", retriable=True),
 )
@@ -87,6 +94,8 @@ _BY_EXCEPTION: Final[Mapping[type[Exception], str]] = {
     Unavailable: "unavailable",
     DatabaseUnavailable: "database_unavailable",
     DiskFull: "disk_full",
+    StoreFull: "disk_full",
+    StoreFailed: "store_unavailable",
 }
 TRANSLATED: Final[tuple[type[Exception], ...]] = (*_BY_EXCEPTION, HttpProblem)
 

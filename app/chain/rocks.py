@@ -27,6 +27,7 @@ from rocksdict import (
 )
 
 from app.errors import JournalError, StoreCorrupt, StoreFailed, StoreFull, WalLocked
+from app.wal.files import DIRECTORY_MODE, FileSystem
 
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
@@ -42,7 +43,7 @@ _DEFAULT_FAMILY: Final = "default"
 _PRIVATE_UMASK: Final = 0o077
 _STALLED: Final = "Result incomplete"
 _LOCKED: Final = ("lock hold by current process", "/LOCK: Resource temporarily unavailable")
-_DAMAGED: Final = ("Corruption:", "Invalid argument:")
+_DAMAGED: Final = ("Corruption:", "Invalid argument:", "No such file or directory")
 _CURRENT: Final = "CURRENT"
 _DATA_SUFFIXES: Final = (".sst", ".log")
 _FULL: Final = ("No space left on device", "Disk quota exceeded")
@@ -74,19 +75,19 @@ class Rocks:
 
     @classmethod
     def open(cls, path: Path) -> "Rocks":
-        """Open the database in `path`, an existing directory, or create it there if that is empty.
+        """Open the database in directory `path`, or create it where there is none.
 
         Files are made with mode 0600 while this runs; later ones as the process's umask says.
         Raises `StoreCorrupt`, `StoreFull`, `StoreFailed`; `WalLocked` when it is open elsewhere.
         """
-        files = list(path.iterdir())
-        if path / _CURRENT not in files and any(file.suffix in _DATA_SUFFIXES for file in files):
-            raise StoreCorrupt(str(path), f"{_CURRENT} is missing beside files that hold data")
         options = _options()
         umask = os.umask(_PRIVATE_UMASK)
         try:
+            _check_directory(path)
             # Without its own entry the family would take the options it was last opened with.
             return cls(path, Rdict(str(path), options, {_DEFAULT_FAMILY: options}))
+        except JournalError:
+            raise
         except Exception as error:
             raise _translation(path, str(error)) from error
         finally:
@@ -213,6 +214,15 @@ class Rocks:
             raise _translation(self.path, self._failure) from error
 
 
+def _check_directory(path: Path) -> None:
+    """Make the directory private. Refuse one that lost its files: RocksDB would begin anew."""
+    FileSystem().make_directory(path)
+    path.chmod(DIRECTORY_MODE)
+    files = list(path.iterdir())
+    if path / _CURRENT not in files and any(file.suffix in _DATA_SUFFIXES for file in files):
+        raise StoreCorrupt(str(path), f"{_CURRENT} is missing beside files that hold data")
+
+
 def _pair(at: RdictIter) -> Pair | None:
     return (at.key(), at.value()) if at.valid() else None
 
@@ -223,7 +233,7 @@ def _translation(path: Path, text: str) -> JournalError:
         return StoreFull(f"{path}: no room for the commitment store: {text}")
     if any(mark in text for mark in _LOCKED):
         return WalLocked(str(path))
-    if text.startswith(_DAMAGED):
+    if any(mark in text for mark in _DAMAGED):
         return StoreCorrupt(str(path), text)
     return StoreFailed(f"{path}: {text}")
 

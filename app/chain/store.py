@@ -45,7 +45,6 @@ from app.chain.store_format import (
 )
 from app.chain.store_reading import Applied, StoreReader, load, read_cursor
 from app.errors import InvariantError
-from app.wal.files import DIRECTORY_MODE, FileSystem
 
 __all__ = ["BlockCommand", "CommitmentStore", "StoredBlock"]
 
@@ -89,8 +88,6 @@ class CommitmentStore:
         """
         if prune_window < 1:
             raise InvariantError(f"a prune window of {prune_window} versions")
-        FileSystem().make_directory(path)
-        path.chmod(DIRECTORY_MODE)
         rocks = Rocks.open(path)
         try:
             cursor = read_cursor(rocks, environment)

@@ -62,8 +62,8 @@ def _hex(size: int) -> Callable[[str], bytes]:
 @click.option(
     "--service-hashed",
     is_flag=True,
-    help="A command whose identity hash the engine sent, so that its data is not covered, is a "
-    "fault.",
+    help="An identity hash that command_data does not give, because the engine sent its own, is a "
+    "fault: no block covers that command's data.",
 )
 @click.option("--from-height", type=click.IntRange(1), help="Begin at this block.")
 @click.option(

@@ -6,13 +6,14 @@ are handed on, and the caller judges. Nothing here depends on the side that writ
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from app.chain.header import Delegation, Header, Roots
 from app.model.codec import decode_hook
@@ -160,7 +161,7 @@ class BlockReader:
 
     async def blocks(
         self, from_height: int = 0, *, content: bool = False
-    ) -> AsyncIterator[HeldBlock]:
+    ) -> AsyncGenerator[HeldBlock]:
         """The blocks from a height on, in order, with their commands.
 
         In bounded memory: about `MAX_COMMANDS` commands and `MAX_CONTENT_BYTES` of their content at
@@ -172,18 +173,19 @@ class BlockReader:
             height = rows[-1]["batch_seq"] + 1
             blocks = [_block(row, authorities.get(row["batch_seq"])) for row in rows]
             sizes = [block.header.command_count for block in blocks]
-            for run in _runs(blocks, sizes, MAX_COMMANDS):
-                await self._add_commands(run)
-                async for part in self._parts(run, content=content):
-                    for block in part:
+            for part in _parts(blocks, sizes, MAX_COMMANDS):
+                run = await self._with_commands(part)
+                for light in await self._content_parts(run) if content else [run]:
+                    for block in await self._with_contents(light) if content else light:
                         yield block
 
     async def commands(self, height: int, *, content: bool = False) -> list[HeldCommand]:
         """The commands of one block, in order; none where there is no such block."""
         found = [_command(row) for row in await self._fetch(_COMMANDS, height, height)]
-        if content:
-            await self._add_content(found, height, height)
-        return found
+        if not content:
+            return found
+        contents = await self._contents(found, height, height)
+        return [_with_content(command, contents) for command in found]
 
     async def close(self) -> None:
         """Give up the connection, and with it the view of one moment."""
@@ -208,41 +210,47 @@ class BlockReader:
             (_fields(Delegation, row), row["batch_seq"]) for row in await self._fetch(_AUTHORITIES)
         ]
 
-    async def _add_commands(self, blocks: Sequence[HeldBlock]) -> None:
-        by_height = {block.header.batch_seq: block.commands for block in blocks}
+    # None of these changes its argument: a caller that goes through many blocks would hold all of
+    # their content.
+
+    async def _with_commands(self, blocks: Sequence[HeldBlock]) -> list[HeldBlock]:
+        found: defaultdict[int, list[HeldCommand]] = defaultdict(list)
         for row in await self._fetch(_COMMANDS, *_heights(blocks)):
-            if row["batch_seq"] in by_height:
-                by_height[row["batch_seq"]].append(_command(row))
+            found[row["batch_seq"]].append(_command(row))
+        return [block._replace(commands=found[block.header.batch_seq]) for block in blocks]
 
-    async def _parts(
-        self, run: Sequence[HeldBlock], *, content: bool
-    ) -> AsyncIterator[Sequence[HeldBlock]]:
-        """`run` in parts, each with its content once it is yielded."""
-        if not content:
-            yield run
-            return
-        ids = [command.command_id for block in run for command in block.commands]
-        rows = await self._fetch(_SIZES, ids, *_heights(run))
+    async def _content_parts(self, blocks: Sequence[HeldBlock]) -> Iterator[Sequence[HeldBlock]]:
+        """Split `blocks` by the bytes that their content takes."""
+        ids = [command.command_id for block in blocks for command in block.commands]
+        rows = await self._fetch(_SIZES, ids, *_heights(blocks))
         known = {row["command_id"]: int(row["size_bytes"]) for row in rows}
-        sizes = [sum(known.get(held.command_id, 0) for held in block.commands) for block in run]
-        for part in _runs(run, sizes, MAX_CONTENT_BYTES):
-            commands = [command for block in part for command in block.commands]
-            await self._add_content(commands, *_heights(part))
-            yield part
+        sizes = [sum(known.get(held.command_id, 0) for held in block.commands) for block in blocks]
+        return _parts(blocks, sizes, MAX_CONTENT_BYTES)
 
-    async def _add_content(self, commands: Iterable[HeldCommand], low: int, high: int) -> None:
-        """Give `commands`, those of the blocks from `low` to `high`, their content."""
-        wanted = {command.command_id: command for command in commands}
-        ids = list(wanted)
+    async def _with_contents(self, blocks: Sequence[HeldBlock]) -> list[HeldBlock]:
+        commands = [command for block in blocks for command in block.commands]
+        contents = await self._contents(commands, *_heights(blocks))
+        return [
+            block._replace(commands=[_with_content(held, contents) for held in block.commands])
+            for block in blocks
+        ]
+
+    async def _contents(
+        self, commands: Iterable[HeldCommand], low: int, high: int
+    ) -> dict[int, Entry | None]:
+        """The content of `commands`, those of the blocks from `low` to `high`, by `command_id`."""
+        ids = sorted({command.command_id for command in commands})
         events: defaultdict[int, list[Event]] = defaultdict(list)
         for row in await self._fetch(_EVENTS, ids):
             events[row["command_id"]].append(_fields(Event, row))
-        for row in await self._fetch(_CONTENTS, ids):
-            command = wanted.pop(row["command_id"])
-            command.content = _entry(row, events.get(row["command_id"], []))
-        if wanted:
-            for row in await self._fetch(_WHOLE_ENTRIES, list(wanted), low, high):
-                wanted[row["command_id"]].content = _whole_entry(row["entry"])
+        contents: dict[int, Entry | None] = {
+            row["command_id"]: _entry(row, events.get(row["command_id"], []))
+            for row in await self._fetch(_CONTENTS, ids)
+        }
+        if missing := [command_id for command_id in ids if command_id not in contents]:
+            for row in await self._fetch(_WHOLE_ENTRIES, missing, low, high):
+                contents[row["command_id"]] = _whole_entry(row["entry"])
+        return contents
 
     async def _fetch(self, query: str, *values: object) -> "list[asyncpg.Record]":
         with translated("reading blocks"):
@@ -252,7 +260,7 @@ class BlockReader:
             return rows
 
 
-def _runs(
+def _parts(
     blocks: Sequence[HeldBlock], sizes: Iterable[int], limit: int
 ) -> Iterator[Sequence[HeldBlock]]:
     """Split `blocks` where the sum of their `sizes` would go beyond `limit`."""
@@ -293,6 +301,10 @@ def _command(row: Any) -> HeldCommand:
         command_identity_hash=row["command_identity_hash"],
         leaf_index=row["leaf_index"],
     )
+
+
+def _with_content(command: HeldCommand, contents: Mapping[int, Entry | None]) -> HeldCommand:
+    return replace(command, content=contents.get(command.command_id))
 
 
 def _entry(row: Any, events: list[Event]) -> Entry:

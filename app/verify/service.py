@@ -235,10 +235,8 @@ async def connected(url: str, verify: SSLContext | bool = True) -> AsyncIterator
 
 def delegations(body: bytes, source: str) -> list[Delegation]:
     """The delegations in an answer of `GET /authorities`. Raises `Unverifiable`."""
-    return [
-        _converted(asdict(each), Delegation)
-        for each in _decoded(body, _Authorities, source).authorities
-    ]
+    found = _decoded(body, _Authorities, source)
+    return [_converted(asdict(each), Delegation) for each in found.authorities]
 
 
 def _decoded(body: bytes | bytearray, kind: type[Answer], source: str) -> Answer:

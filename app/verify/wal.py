@@ -21,9 +21,10 @@ from app.model.entry import Count
 from app.verify.source import Extent, LooseEvent, Newest
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
+from app.wal.inspect import segments
 from app.wal.reader import CHUNK_BYTES, Fault, FaultKind, Frame, SegmentReader
 from app.wal.record import FORMAT
-from app.wal.segments import Segment, list_segments
+from app.wal.segments import Segment
 
 _CHECKPOINT: Final = "checkpoint.json"
 _WAL: Final = "wal"
@@ -76,12 +77,9 @@ class WalSource:
 
     def __init__(self, directory: Path, files: FileSystem) -> None:
         self._files = files
-        try:
-            if not any(directory.glob("*.wal")) and (directory / _WAL).is_dir():
-                directory /= _WAL
-            self._segments = list_segments(files, directory)
-        except OSError as error:
-            raise Unverifiable(f"{directory}: {error.strerror}") from error
+        if not any(directory.glob("*.wal")) and (directory / _WAL).is_dir():
+            directory /= _WAL
+        self._segments = segments(directory, files)
         if not self._segments:
             raise Unverifiable(f"{directory}: there is no journal here, no file ends in .wal")
         self._directory = directory
@@ -131,7 +129,12 @@ class WalSource:
 
     def _blocks(self) -> Iterator[Block]:
         try:
+            end = self._segments[0].start
             for segment in self._segments:
+                if segment.start != end:
+                    reason = f"the log goes on at {segment.start} in {segment.path.name}"
+                    raise CorruptionError(_WAL, end, reason)
+                end = segment.end
                 for frame in self._frames(segment):
                     batch = _converted(segment, frame, _unpacked(segment, frame), _Batch)
                     if batch.first_command_id < self._next_command_id:

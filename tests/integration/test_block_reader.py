@@ -192,7 +192,7 @@ async def test_blocks_that_arrive_while_reading_are_not_read(
     sink: Sink, chain: BlockChain, reader: BlockReader
 ) -> None:
     progress = await apply(sink, *(chain.batch(tick()) for _ in range(300)))
-    heights = []
+    heights: list[int] = []
     async with aclosing(reader.blocks(content=True)) as blocks:
         async for block in blocks:
             if not heights:

@@ -227,7 +227,6 @@ def test_a_second_service_on_the_same_directory_is_refused_in_a_clear_line(
         ("WAL_TAIL", "lenient", "'strict' or 'tolerant'"),
         ("DATABASE_URL", "mysql://", "postgresql://"),
         ("ENVIRONMENT", "a b", "pattern"),
-        ("DEDUP_WINDOWS", "1", "no such setting"),
         ("HOST", "203.0.113.1", "loopback"),
     ],
 )
