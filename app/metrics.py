@@ -76,6 +76,10 @@ class JournalMetrics:
             "ht_replication_lag_seconds",
             "How long the oldest entry not in Postgres has been durable",
         )
+        self.blocks_produced = counter("ht_blocks_produced", "Blocks that became durable")
+        self.blocks_unsigned = gauge(
+            "ht_blocks_unsigned", "Blocks since the start that no key signed"
+        )
         self.wal_file_size = gauge("ht_wal_file_size_bytes", "Logical end of the WAL")
         self.checkpoint_offset = gauge(
             "ht_wal_checkpoint_offset_bytes", "How far the WAL is replicated and checkpointed"
@@ -94,6 +98,8 @@ class JournalMetrics:
                 self.queue_latency.observe(max(0.0, pass_.taken_at - submission.submitted_at))
         if pass_.duplicates:
             self.duplicates.inc(pass_.duplicates)
+        if pass_.block_height is not None:
+            self.blocks_produced.inc()
         if pass_.entries:
             self.batch_size.observe(pass_.entries)
             self.wal_append.observe(pass_.append_s)

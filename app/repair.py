@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from app.errors import StartRefused
 from app.replication.reader import EnvironmentSummary, Reader
-from app.service.opening import ask_postgres, examine, lock_wal
+from app.service.opening import ask_postgres, examine, lock_wal, open_store
 from app.settings import Settings, WalTail
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
@@ -28,7 +28,12 @@ def run(settings: Settings, database_url: str, confirm: Callable[[str], None]) -
             raise StartRefused(f"{settings.wal_dir} holds no segment: there is nothing to repair")
         held = asyncio.run(_ask(database_url, settings.environment))
         checkpoint = read_checkpoint(files, settings.checkpoint_path)
-        scan, evidence, _ = examine(files, settings, checkpoint, held)
+        store = open_store(settings) if files.exists(settings.commitments_dir) else None
+        try:
+            scan, evidence, _ = examine(files, settings, checkpoint, held, store)
+        finally:
+            if store is not None:
+                store.close()
         verdict = judge(scan.fault, scan.end, evidence.offset, scan.valid_behind, WalTail.TOLERANT)
         if verdict is Verdict.CORRUPT:
             raise corruption(scan, evidence)

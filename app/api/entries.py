@@ -190,7 +190,7 @@ def _answer(appended: Appended) -> dict[str, Any]:
         "first_command_id": appended.first_command_id,
         "last_command_id": appended.last_command_id,
         "wal_offset": appended.wal_offset,
-        "block_height": None,
+        "block_height": appended.block_height,
         "duplicates": [
             {"request_uuid": str(duplicate.request_uuid), "command_id": duplicate.command_id}
             for duplicate in appended.duplicates

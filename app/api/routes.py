@@ -84,7 +84,7 @@ async def get_entry(request: Request, request_uuid: UUID) -> Response:
             "request_uuid": str(request_uuid),
             "command_id": command_id,
             "status": status.value,
-            "block_height": None,
+            "block_height": journal_of(request).block_height(request_uuid),
         },
     )
 

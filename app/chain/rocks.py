@@ -95,6 +95,7 @@ class Rocks:
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key; None when there is none."""
+        self._refuse_when_closed()
         try:
             value: bytes | None = self._database.get(key)
         except Exception as error:
@@ -103,6 +104,7 @@ class Rocks:
 
     def get_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of several keys."""
+        self._refuse_when_closed()
         try:
             values: list[bytes | None] | None = self._database.get(list(keys))
         except Exception as error:
@@ -147,9 +149,7 @@ class Rocks:
                 # All write buffers are full: wait, the interpreter unlocked, until one is written.
                 self._database.flush(wait=True)
             if self._buffered_bytes >= _BUFFERED_BYTES:
-                # Begins the next buffer and its file, and does not wait for this one's.
-                self._database.flush(wait=False)
-                self._buffered_bytes = 0
+                self._exchange_buffer()
 
     def sync(self) -> None:
         """Make all that was written before this call durable. Raises `StoreFull`, `StoreFailed`."""
@@ -161,10 +161,12 @@ class Rocks:
 
         Raises as `sync` does, but is closed even then. Silent after a failed write or sync.
         """
-        with self._writing, self._syncing, self._iterating:
-            if self._closed:
-                return
-            self._closed = True
+        with self._writing, self._syncing:
+            with self._iterating:
+                if self._closed:
+                    return
+                self._closed = True
+            # This may take a second when the disk is full; readers are refused meanwhile.
             try:
                 self._database.close()
             except Exception as error:
@@ -189,8 +191,18 @@ class Rocks:
         self._buffered_bytes += size
         return True
 
+    def _exchange_buffer(self) -> None:
+        """Begin the next write buffer with a log of its own; the full one is written behind it.
+
+        A power cut must not take the end of one log and leave the next: RocksDB would not notice.
+        """
+        self._database.flush_wal(sync=True)
+        self._database.flush(wait=False)
+        self._buffered_bytes = 0
+
     def _iterate(self, step: Callable[[RdictIter], T]) -> T:
         with self._iterating:
+            self._refuse_when_closed()
             iterator: RdictIter | None = None
             try:
                 iterator = self._database.iter()
@@ -203,8 +215,13 @@ class Rocks:
                 iterator = None
         return found
 
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise StoreFailed(f"{self.path}: the commitment store is closed")
+
     @contextmanager
     def _failing_for_good(self) -> Iterator[None]:
+        self._refuse_when_closed()
         if self._failure is not None:
             raise _translation(self.path, self._failure)
         try:

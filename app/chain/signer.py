@@ -71,10 +71,10 @@ class _Key:
         key = PrivateKey(secret) if _is_secret(secret) else None
         # Tracebacks can show locals.
         del secret
+        self.address: Final = b"" if key is None else address_of(key.public_key)
         if key is None:
             raise InvalidKey(f"a key has {SECRET_BYTES} bytes, is not zero and below the order")
         self._key: Final = key
-        self.address: Final = address_of(key.public_key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(0x{self.address.hex()})"

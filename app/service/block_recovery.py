@@ -1,6 +1,7 @@
-"""Bringing the commitment store up to the end of the log: blocks are derived again and compared.
+"""Bringing the commitment store up to the end of the log (protocol, section 5).
 
-Protocol, section 5, and chain page. What differs refuses the start and names block, expected, found.
+Blocks are derived again and compared. What differs refuses the start and names block, expected and
+found.
 """
 
 import logging
@@ -11,7 +12,8 @@ import msgspec
 
 from app.chain.pipeline import first_difference, prepare_block
 from app.chain.store import CommitmentStore
-from app.errors import CorruptionError, StartRefused
+from app.errors import CorruptionError, DatabaseUnavailable, StartRefused
+from app.replication.block_reader import BlockReader
 from app.service.blocks import block_commands
 from app.wal.files import FileSystem
 from app.wal.reader import Frame, SegmentReader, segment_of
@@ -30,9 +32,7 @@ class LogExtent(NamedTuple):
     end: int
 
 
-def catch_up(
-    files: FileSystem, log: LogExtent, store: CommitmentStore
-) -> int:
+def catch_up(files: FileSystem, log: LogExtent, store: CommitmentStore) -> int:
     """Apply the blocks of a log that the store has not; returns how many.
 
     Raises `CorruptionError`, and `StartRefused` for a store that belongs to another log.
@@ -55,6 +55,27 @@ def catch_up(
     if applied:
         _log.info("derived %d blocks again, up to block %d", applied, store.state.height - 1)
     return applied
+
+
+async def check_newest_block(dsn: str, environment: str, store: CommitmentStore) -> None:
+    """Postgres' newest block must be one that the store has. Nothing is said when it is down.
+
+    Raises `StartRefused` where it is another, or beyond the store.
+    """
+    try:
+        async with await BlockReader.connect(dsn, environment) as reader:
+            newest = await reader.newest_block()
+    except DatabaseUnavailable:
+        return
+    if newest is None:
+        return
+    known = store.block(newest.height)
+    found = "none" if known is None else f"0x{known.block_hash.hex()}"
+    if known is None or known.block_hash != newest.block_hash:
+        raise StartRefused(
+            f"block {newest.height}: Postgres holds 0x{newest.block_hash.hex()}, "
+            f"the commitment store {found}"
+        )
 
 
 def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) -> int:

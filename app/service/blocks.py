@@ -1,7 +1,7 @@
 """Blocks in the writer: prepared before the record, applied to the commitment store after its sync.
 
 Everything here but `sync` and the reads of the store runs on the writer's thread. A block that was
-prepared and not applied leaves no trace: the store and the next block are built on what was applied.
+prepared and not applied leaves no trace: store and next block are built on what was applied.
 """
 
 import logging
@@ -35,6 +35,10 @@ class HotKey(Protocol):
 
 class Signer(Protocol):
     """Gives the hot key that is valid by the service's clock; None when there is none."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why no key could be made, the last time that one was needed."""
 
     def current(self) -> HotKey | None:
         """The key for the next block."""
@@ -86,6 +90,13 @@ class BlockProducer:
     def starved(self) -> bool:
         """Whether the store refuses writes because the disk is full."""
         return self._starved
+
+    @property
+    def signing(self) -> str:
+        """`off` without a cold key, `ok`, or `degraded`: blocks stay unsigned for now."""
+        if self._signer is None:
+            return "off"
+        return "ok" if self._signer.fault is None else "degraded"
 
     def prepare(self, entries: Sequence[Entry]) -> PendingBlock | None:
         """Prepare and sign the block of a batch; None when the batch holds no block command.
@@ -142,7 +153,7 @@ class BlockProducer:
         return None if leaf is None else self.store.height_of_leaf(leaf[0])
 
     def sync(self) -> int:
-        """Make the store durable; returns the offset up to which it then needs no log. Any thread."""
+        """Make the store durable; returns up to where it then needs no log. Any thread."""
         end = self._applied_end
         self.store.sync()
         return end

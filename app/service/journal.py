@@ -11,19 +11,25 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+from app.chain.store import CommitmentStore
 from app.embedded import EmbeddedPostgres
 from app.errors import DatabaseUnavailable, DiskFull, InvariantError, JournalError, Unavailable
+from app.keys import open_signer
 from app.metrics import JournalMetrics
 from app.model.codec import PreparedRequest
 from app.replication.link import Progressed, Status
 from app.replication.reader import Reader
 from app.replication.supervisor import ReplicationSupervisor
+from app.service.block_recovery import LogExtent, catch_up, check_newest_block
+from app.service.block_view import BlockParts, BlockView
+from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
 from app.service.interpreter import tune_interpreter
-from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log
+from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log, open_store
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
 from app.wal.files import FileSystem
+from app.wal.segments import list_segments
 from app.wal.sync import open_syncer
 from app.wal.writer import Appended, Committed, Outcome, Reached, WalWriter
 
@@ -61,7 +67,8 @@ class Journal:
         self._files = FileSystem()
         self._embedded: EmbeddedPostgres | None = None
         self._reader: Reader | None = None
-        self._blocks: BlockProducer | None = None
+        self.blocks = BlockView()
+        self._producer: BlockProducer | None = None
         self._writer: WalWriter[PendingBlock] | None = None
         self._keeper: CheckpointKeeper | None = None
         self._replication: ReplicationSupervisor | None = None
@@ -93,7 +100,7 @@ class Journal:
         self._reader = Reader(dsn, settings.environment)
         held = await ask_postgres(self._reader)
         syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
-        store = await asyncio.to_thread(self._open_store)
+        store = await asyncio.to_thread(open_store, settings)
         opened = await asyncio.to_thread(
             open_log, self._files, settings, syncer, held, store, _now_ms
         )
@@ -102,7 +109,7 @@ class Journal:
         if held and held.progress:
             self.dead_letters = held.progress.dead_letters
         signer = await asyncio.to_thread(open_signer, settings, _now_ms)
-        self._blocks = BlockProducer(
+        producer = self._producer = BlockProducer(
             store,
             settings.block_command_types,
             signer,
@@ -110,24 +117,26 @@ class Journal:
             opened.log.end,
             partial(self._reopen_store, opened.log.wal_id),
         )
-        self._start_parts(opened, self._blocks, dsn)
+        self.blocks.opened(
+            BlockParts(
+                producer,
+                opened.index,
+                self._files,
+                settings.wal_dir,
+                dsn,
+                settings.environment,
+                self.look_up,
+            )
+        )
+        self._start_parts(opened, producer, dsn)
         if self.state is State.STARTING:
             self.state = State.SERVING
         tune_interpreter()
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
-    def _open_store(self) -> CommitmentStore:
-        settings = self.settings
-        return CommitmentStore.open(
-            settings.commitments_dir,
-            settings.environment,
-            prune_window=settings.rsm_prune_window,
-            pruning_enabled=settings.rsm_pruning_enabled,
-        )
-
     def _reopen_store(self, wal_id: str) -> CommitmentStore:
         """On the writer's thread: open the store anew and apply what the log has beyond it."""
-        store = self._open_store()
+        store = open_store(self.settings)
         segments = list_segments(self._files, self.settings.wal_dir)
         kept_from = self._keeper.current.retained_offset if self._keeper else 0
         start = max(store.wal_offset, kept_from, segments[0].start)
@@ -180,6 +189,7 @@ class Journal:
     def drain(self) -> None:
         """Refuse new entries from now on; what is queued is still made durable and answered."""
         self.state = State.DRAINING
+        self.blocks.close()
         deadline = time.monotonic() + self.settings.shutdown_timeout_s
         self._deadline = min(self._deadline, deadline)
 
@@ -200,8 +210,8 @@ class Journal:
                 _log.warning("stopped with replication behind; it goes on at the next start")
         if self._keeper is not None:
             await self._keeper.stop()
-        if self._blocks is not None:
-            await asyncio.to_thread(self._blocks.close)
+        if self._producer is not None:
+            await asyncio.to_thread(self._producer.close)
         if self._reader is not None:
             await self._reader.close()
         if self._embedded is not None:
@@ -278,6 +288,10 @@ class Journal:
             )
         return None
 
+    def block_height(self, request_uuid: UUID) -> int | None:
+        """The block that covers an entry; None when none does."""
+        return None if self._producer is None else self._producer.height_of(request_uuid.bytes)
+
     # -- health and metrics ---------------------------------------------------------------------
 
     def readiness(self) -> tuple[bool, dict[str, dict[str, str]]]:
@@ -289,6 +303,7 @@ class Journal:
             "wal": {"state": "ok" if self.state is State.SERVING else self.state.value},
             "disk": {"state": disk},
             "replication": {"state": "degraded" if degraded else status.state},
+            **self._block_parts(),
         }
         detail = f"{self.dead_letters} dead letters" if degraded else status.detail
         if detail:
@@ -309,7 +324,18 @@ class Journal:
             max(0, self._durable_command_id - checkpoint.last_command_id)
         )
         metrics.replication_lag.set(self._lag_s(checkpoint.wal_offset))
+        if self._producer is not None:
+            metrics.blocks_unsigned.set(self._producer.unsigned)
         metrics.volume(self._files.volume(self.settings.wal_dir))
+
+    def _block_parts(self) -> dict[str, dict[str, str]]:
+        if self._producer is None:
+            return {"commitments": {"state": "starting"}, "signing": {"state": "starting"}}
+        commitments = "behind" if self._producer.starved else "ok"
+        return {
+            "commitments": {"state": commitments},
+            "signing": {"state": self._producer.signing},
+        }
 
     def _is_starved(self) -> bool:
         if not self._starved_bytes:
@@ -361,6 +387,8 @@ class Journal:
                 self._starved_bytes = max(self._starved_bytes, submission.request.size_bytes)
             submission.deliver(outcome)
         self.metrics.committed(committed)
+        if committed.block_height is not None:
+            self.blocks.produced()
 
     def _sample_durable_time(self) -> None:
         now = time.monotonic()

@@ -48,6 +48,16 @@ def lock_wal(files: FileSystem, settings: Settings) -> int:
         raise WalLocked(str(settings.wal_dir)) from None
 
 
+def open_store(settings: Settings) -> CommitmentStore:
+    """Open the commitment store, or create it."""
+    return CommitmentStore.open(
+        settings.commitments_dir,
+        settings.environment,
+        prune_window=settings.rsm_prune_window,
+        pruning_enabled=settings.rsm_pruning_enabled,
+    )
+
+
 async def ask_postgres(reader: Reader) -> EnvironmentSummary | None:
     """What Postgres holds of the environment; None when it can't be reached."""
     try:
@@ -206,9 +216,7 @@ def _log_at(
     )
 
 
-def _evidence(
-    checkpoint: Checkpoint | None, progress: Progress | None, applied: int
-) -> Evidence:
+def _evidence(checkpoint: Checkpoint | None, progress: Progress | None, applied: int) -> Evidence:
     """The highest offset known to have been durable, and who says so."""
     known = Evidence(0, "nothing")
     if checkpoint is not None:

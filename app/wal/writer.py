@@ -60,11 +60,19 @@ Outcome = Appended | Reached | RequestConflict | DiskFull
 
 
 class PendingBlock(Protocol):
-    """A block on its way into a record; `indices` are its commands among the record's."""
+    """A block on its way into a record."""
 
-    header: Header
-    indices: list[int]
-    authority: Delegation | None
+    @property
+    def header(self) -> Header:
+        """The header, signed if there is a key."""
+
+    @property
+    def indices(self) -> list[int]:
+        """Which of the record's commands it covers."""
+
+    @property
+    def authority(self) -> Delegation | None:
+        """The delegation of its signer, in the first block it covers."""
 
     @property
     def roots(self) -> Roots:

@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
@@ -48,12 +49,7 @@ class FixedKey:
         self.delegation = delegation
 
     def sign_header(self, header: Header) -> Header:
-        return Header(
-            **{
-                **{name: getattr(header, name) for name in header.__struct_fields__},
-                "signature": b"\x07" * 65,
-            }
-        )
+        return replace(header, signature=b"\x07" * 65)
 
 
 class FixedSigner:
@@ -168,6 +164,17 @@ async def serving(service: BlockService) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=service.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://journal") as client:
         yield client
+
+
+def _request(entries: tuple[Entry, ...]) -> PreparedRequest:
+    bodies = [canonical_bytes(entry) for entry in entries]
+    return PreparedRequest(
+        list(entries),
+        [entry.request_uuid.int for entry in entries],
+        bodies,
+        [fingerprint(body) for body in bodies],
+        sum(map(len, bodies)),
+    )
 
 
 def make_app(feed: BlockFeed) -> FastAPI:

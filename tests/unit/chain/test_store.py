@@ -96,32 +96,27 @@ def test_a_store_opened_again_stands_where_it_was(store: CommitmentStore, path: 
     store.close()
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=12)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4))
 def test_proofs_from_the_store_are_those_of_the_page(sizes: list[int]) -> None:
     batches = batches_of(*sizes)
-    identities = [
-        reference.identity(entry.request_uuid.bytes, entry.command_data)
-        for batch in batches
-        for entry in batch
-    ]
+    entries = [entry for batch in batches for entry in batch]
+    identities = [reference.identity(e.request_uuid.bytes, e.command_data) for e in entries]
     events = [
         reference.event_hash(e.event_topic, None, e.event_data, None, e.event_type)
-        for batch in batches
-        for entry in batch
+        for entry in entries
         for e in entry.events
     ]
     with TemporaryDirectory() as directory:
         store = open_store(Path(directory))
         for batch in batches:
             apply(store, batch)
-        for opened in (store, reopened(store, Path(directory))):
-            if opened is store:
-                continue
-            check_proofs(opened.command_log, identities)
-            check_proofs(opened.intent_log, identities)
-            check_proofs(opened.obligation_log, events)
-            opened.close()
+        check_proofs(store.command_log, identities)
+        store = reopened(store, Path(directory))
+        check_proofs(store.command_log, identities)
+        check_proofs(store.intent_log, identities)
+        check_proofs(store.obligation_log, events)
+        store.close()
 
 
 def check_proofs(read: LogReader, leaves: list[bytes]) -> None:
@@ -444,9 +439,10 @@ def test_a_closed_store_is_not_read_and_can_be_closed_again(store: CommitmentSto
         lambda: store.block(0),
         lambda: store.command_log(0, 0),
         store.authorities,
+        lambda: store.read_node(NodeKey(0, 0, 0)),
         lambda: apply(store, [command(1)]),
     ):
-        with pytest.raises(StoreFailed):
+        with pytest.raises(StoreFailed, match="is closed"):
             read()
 
 
@@ -575,6 +571,35 @@ def test_a_creation_that_was_cut_off_is_begun_again(path: Path) -> None:
 
 
 # Threads.
+
+
+def test_a_store_is_closed_and_opened_anew_under_its_readers(path: Path) -> None:
+    store = open_store(path)
+    apply(store, [command(0)])
+    stores = [store]
+    done = Flag()
+    faults: list[Exception] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                assert check_newest(stores[-1]) == 0
+            except StoreFailed:
+                continue
+            except Exception as error:  # noqa: BLE001 - the test fails with it
+                faults.append(error)
+
+    threads = [Thread(target=read), Thread(target=read)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        stores[-1].close()
+        stores.append(open_store(path))
+    done.set()
+    for thread in threads:
+        thread.join()
+    stores[-1].close()
+    assert faults == []
 
 
 def test_readers_in_other_threads_never_see_a_part_of_a_block(path: Path) -> None:

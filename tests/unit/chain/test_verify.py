@@ -380,9 +380,7 @@ def test_what_a_source_says_beside_a_command_must_fit(fields: dict[str, Any]) ->
 def test_command_ids_go_up_from_block_to_block() -> None:
     block = chain()[4]
     low = [replace(c, command_id=n + 1) for n, c in enumerate(block.commands)]
-    changed = replace(
-        block, commands=low, first_command_id=1, last_command_id=len(block.commands)
-    )
+    changed = replace(block, commands=low, first_command_id=1, last_command_id=len(block.commands))
     assert fault_of(put(4, changed)).field == "command 0: command_id"
 
 
