@@ -1,8 +1,8 @@
 """`journal adopt`: begin a log behind what Postgres holds, for an environment whose disk is lost.
 
-Order: the progress row first names the new log, then its first segment is created. A crash in
-between leaves an empty directory and a used environment, where a start is refused and adopting
-again goes on.
+Order: the progress row first names the new log, then the commitment store is rebuilt behind what
+Postgres holds, then the log's first segment is created. A crash in between leaves an empty directory
+and a used environment, where a start is refused and adopting again goes on.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import time
 from uuid import uuid4
 
 from app.errors import StartRefused
+from app.rebuild import fill_store
 from app.replication import migrations
 from app.replication.postgres import Sink
 from app.replication.reader import Reader
@@ -54,13 +55,14 @@ async def _adopt(files: FileSystem, settings: Settings, database_url: str) -> st
     wal_id = uuid4().hex
     try:
         progress = await sink.adopt(wal_id)
+        height = await fill_store(files, settings, database_url, wal_id, 0, lambda _: None)
         first = progress.last_command_id + 1
         await asyncio.to_thread(begin_log, files, settings, wal_id, first, _now_ms)
     finally:
         await sink.close()
     return (
         f"began the log {wal_id} of environment {settings.environment!r} behind command_id "
-        f"{progress.last_command_id}; the next entry gets {first}"
+        f"{progress.last_command_id} and {height} blocks; the next entry gets {first}"
     )
 
 

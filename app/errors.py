@@ -8,6 +8,7 @@
     │   ├── DiskFull               no room for the record; it was cut off again
     │   │   └── StoreFull          no room in the commitment store; the record itself is durable
     │   ├── StoreFailed            the commitment store can't be read or written: open it anew
+    │   ├── OutsideWindow          the clock has left the window of the key that was to sign
     │   ├── WalFailed              a write or sync failed: nothing further may be acknowledged
     │   ├── DatabaseUnavailable    Postgres can't be reached, or not used, right now
     │   └── ReplicationRefused     Postgres and the WAL contradict each other
@@ -65,6 +66,13 @@ class StoreFull(DiskFull):
 
 class StoreFailed(OperatingError):
     """The commitment store can't be read or written as it is. Nothing is known to be damaged."""
+
+
+class OutsideWindow(OperatingError):
+    """A hot key was asked to sign outside its delegation's window, and did not.
+
+    The clock has jumped since the key was given out: ask for the current one, and prepare again.
+    """
 
 
 class WalFailed(OperatingError):

@@ -52,6 +52,10 @@ class Keystore(Struct, omit_defaults=True):
     version: Literal[3]
     address: str | None = None
 
+    def __repr__(self) -> str:
+        # Tracebacks can show locals, and who knows what was put in there.
+        return "Keystore()"
+
     def stated_address(self) -> bytes | None:
         """The address it says to be of, which nothing proves: 20 bytes, or none for bad text."""
         if self.address is None:

@@ -49,19 +49,21 @@ def read_secret(name: str, path: Path, most_bytes: int) -> Secret:
     Refuses anything but a regular file of mode 0600 or 0400, owned by the effective user, of at
     most `most_bytes`; symbolic links too. Raises `SettingsError`.
     """
-    fd, fault = -1, ""
+    fd, fault, secret = -1, "", Secret(b"")
     try:
         fd = os.open(path, _READ_FLAGS)
+        fault = _fault_of(os.fstat(fd), most_bytes)
+        if not fault:
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                # It may grow meanwhile: what is taken never does.
+                secret = Secret(file.read(most_bytes + 1))
     except OSError as error:
         fault = why_not_opened(error)
     except ValueError:
         fault = "is not the name of a file"
-    if fault:
-        refuse(name, path, fault, _ALLOWED)
-    with os.fdopen(fd, "rb") as file:
-        fault = _fault_of(os.fstat(fd), most_bytes)
-        # It may grow meanwhile: what is taken never does.
-        secret = Secret(b"" if fault else file.read(most_bytes + 1))
+    finally:
+        if fd >= 0:
+            os.close(fd)
     if len(secret.reveal()) > most_bytes:
         fault = f"has more than {most_bytes} bytes"
     if fault:

@@ -6,7 +6,7 @@ that it exists.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Final
 
 import msgspec
@@ -116,7 +116,7 @@ async def stream_blocks(
 
 async def block_events(
     source: BlockSource, after: int | None, heartbeat_s: float = HEARTBEAT_S
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The events above a height as they go out, a comment after each `heartbeat_s` without any."""
     yield f"retry: {_RETRY_MS}\n\n".encode()
     while not source.closing:

@@ -25,7 +25,7 @@ from app.chain.authority import (
     sign_header,
 )
 from app.chain.header import Delegation, Header
-from app.errors import InvariantError, JournalError
+from app.errors import InvariantError, JournalError, OutsideWindow
 from app.model.entry import MAX_INT64
 
 SECRET_BYTES: Final = 32
@@ -42,13 +42,6 @@ class InvalidKey(JournalError):
 
 class DelegationFailed(JournalError):
     """The cold key did not give the delegation that it was asked for."""
-
-
-class OutsideWindow(JournalError):
-    """A hot key was asked to sign outside its delegation's window: it did not.
-
-    The clock has jumped since the key was given out: ask `BlockSigner.current` again.
-    """
 
 
 class Delegator(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from app.cli.commitments import commitments
 from app.cli.keys import keys
 from app.cli.operator import adopt, migrate, serve
 from app.cli.replaying import replay
@@ -76,5 +77,5 @@ def main() -> None:
     """  # noqa: D301 - the escape is click's
 
 
-for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, wal, keys, verify):
+for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, verify):
     main.add_command(_command)

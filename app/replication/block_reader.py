@@ -41,6 +41,9 @@ _NEWEST: Final = """
 SELECT batch_seq, block_hash FROM rsm_blocks WHERE environment = $1
 ORDER BY batch_seq DESC LIMIT 1
 """
+_CURRENT_STATE: Final = """
+SELECT batch_seq, block_hash, batch_root, state_root FROM rsm_current_state WHERE environment = $1
+"""
 _AUTHORITIES: Final = """
 SELECT delegator, delegate, valid_from, valid_until, signature, batch_seq
 FROM signing_authorities WHERE environment = $1
@@ -93,6 +96,15 @@ class BlockReference(NamedTuple):
 
     height: int
     block_hash: bytes
+
+
+class CurrentState(NamedTuple):
+    """What `rsm_current_state` says of the newest block."""
+
+    height: int
+    block_hash: bytes
+    batch_root: bytes
+    state_root: bytes
 
 
 class HeldCommand(Struct, kw_only=True, gc=False):
@@ -154,6 +166,11 @@ class BlockReader:
                 return None
         rows = await self._fetch(_NEWEST)
         return BlockReference(*rows[0]) if rows else None
+
+    async def current_state(self) -> CurrentState | None:
+        """The pointer to the newest block; None where there is none."""
+        rows = await self._fetch(_CURRENT_STATE)
+        return CurrentState(*rows[0]) if rows else None
 
     async def authorities(self) -> list[Delegation]:
         """All delegations, the newest first."""

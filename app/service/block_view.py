@@ -4,18 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from app.chain.store import CommitmentStore, StoredBlock
-from app.errors import CorruptionError, ReplicationRefused, Unavailable
+from app.chain.store import CommitmentStore
+from app.errors import Unavailable
 from app.model.entry import Entry
 from app.replication.block_reader import BlockReader
-from app.replication.tail import Tail
+from app.replication.connection import READER_LIMITS
 from app.service.blocks import BlockProducer
-from app.wal.dedup import DuplicateIndex
-from app.wal.files import FileSystem
+from app.service.logged_blocks import LoggedBlocks
+
+_MAX_CONNECTIONS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,7 @@ class BlockParts:
     """What an open journal gives the view."""
 
     producer: BlockProducer
-    index: DuplicateIndex
-    files: FileSystem
-    wal_dir: Path
+    logged: LoggedBlocks
     database_url: str
     environment: str
     look_up: Callable[[UUID], Awaitable[Any]]
@@ -38,6 +36,8 @@ class BlockView:
         self.closing = False
         self._parts: BlockParts | None = None
         self._changed = asyncio.Event()
+        # However many clients ask: replication needs connections too.
+        self._connecting = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     def opened(self, parts: BlockParts) -> None:
         """The journal is open."""
@@ -76,16 +76,19 @@ class BlockView:
 
         Raises `DatabaseUnavailable` where only Postgres could have them.
         """
-        parts = self._open()
-        block = self.store.block(height)
+        parts, store = self._open(), self.store
+        block = store.block(height)
         if block is None:
             return None
-        extent = parts.index.record_of(block.last_command_id)
-        if extent is not None:
-            found = await asyncio.to_thread(_read_log, parts, block, *extent)
-            if found is not None:
-                return found
-        async with await BlockReader.connect(parts.database_url, parts.environment) as reader:
+        found = await parts.logged.entries(block, store.wal_offset)
+        if found is not None:
+            return found
+        async with (
+            self._connecting,
+            await BlockReader.connect(
+                parts.database_url, parts.environment, limits=READER_LIMITS
+            ) as reader,
+        ):
             held = await reader.commands(height, content=True)
         return {each.command_id: each.content for each in held if each.content is not None} or None
 
@@ -97,21 +100,3 @@ class BlockView:
         if self._parts is None:
             raise Unavailable("starting")
         return self._parts
-
-
-def _read_log(
-    parts: BlockParts, block: StoredBlock, start: int, end: int
-) -> dict[int, Entry] | None:
-    """The commands of a block from its record; None when the log does not have it any more."""
-    tail = Tail(parts.files, parts.wal_dir, start)
-    try:
-        batches = tail.read(end, 1).batches
-    except (CorruptionError, ReplicationRefused, OSError):
-        return None
-    finally:
-        tail.close()
-    for batch in batches:
-        if batch.header == block.header:
-            indices = batch.block_indices or []
-            return {batch.first_command_id + index: batch.commands[index] for index in indices}
-    return None

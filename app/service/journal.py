@@ -25,6 +25,7 @@ from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
 from app.service.interpreter import tune_interpreter
+from app.service.logged_blocks import LoggedBlocks
 from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log, open_store
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
@@ -120,9 +121,7 @@ class Journal:
         self.blocks.opened(
             BlockParts(
                 producer,
-                opened.index,
-                self._files,
-                settings.wal_dir,
+                LoggedBlocks(self._files, settings.wal_dir, self._retained_offset),
                 dsn,
                 settings.environment,
                 self.look_up,
@@ -361,6 +360,9 @@ class Journal:
         return reached.wal_offset
 
     # -- what the parts report ------------------------------------------------------------------
+
+    def _retained_offset(self) -> int:
+        return self._keeper.current.retained_offset if self._keeper else 0
 
     def _keep_from(self, opened: OpenedLog) -> int:
         start = opened.index.start_offset

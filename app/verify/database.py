@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from app.chain.header import Delegation
 from app.chain.verify import Block, Command, Fault
-from app.replication.block_reader import BlockReader, HeldBlock, HeldCommand
+from app.replication.block_reader import BlockReader, CurrentState, HeldBlock, HeldCommand
 from app.verify.source import Extent, Newest
 
 
@@ -18,6 +18,7 @@ class DatabaseSource:
         self._reader = reader
         self._done = 0
         self._total: int | None = None
+        self._current: CurrentState | None = None
 
     @property
     def extent(self) -> Extent:
@@ -29,12 +30,16 @@ class DatabaseSource:
         """Nobody: there is no need of proofs where the commands themselves are."""
 
     async def newest(self) -> Newest | None:
-        """The highest block."""
-        found = await self._reader.newest_block()
-        if found is None:
+        """The block that `rsm_current_state` points to. Raises `Fault` when it is another one."""
+        newest = await self._reader.newest_block()
+        if newest is None:
             return None
-        self._total = found.height + 1
-        return Newest(found.height, found.block_hash)
+        self._total = newest.height + 1
+        self._current = current = await self._reader.current_state()
+        if current is None or current.height < newest.height:
+            pointed = "none" if current is None else current.height
+            raise Fault(newest.height, "rsm_current_state: batch_seq", newest.height, pointed)
+        return Newest(current.height, current.block_hash)
 
     async def authorities(self) -> list[Delegation]:
         """All delegations; none where the database knows of no blocks yet."""
@@ -48,8 +53,30 @@ class DatabaseSource:
         if await self._reader.newest_block() is None:
             return
         async for held in self._reader.blocks(first, content=True):
-            yield _block(held)
+            yield self._block(held)
             self._done = held.header.batch_seq + 1
+
+    def _block(self, held: HeldBlock) -> Block:
+        height, roots = held.header.batch_seq, held.roots
+        if roots is None:
+            raise Fault(height, "roots", "a row of rsm_roots", "none")
+        current = self._current
+        if current is not None and current.height == height:
+            for name, expected, found in (
+                ("batch_root", held.header.batch_root, current.batch_root),
+                ("state_root", roots.state_root, current.state_root),
+            ):
+                if expected != found:
+                    raise Fault(height, f"rsm_current_state: {name}", expected, found)
+        return Block(
+            header=held.header,
+            roots=roots,
+            commands=[_command(height, command) for command in held.commands],
+            stated_hash=held.block_hash,
+            first_command_id=held.first_command_id,
+            last_command_id=held.last_command_id,
+            authority=held.authority,
+        )
 
 
 @asynccontextmanager
@@ -57,21 +84,6 @@ async def connected(dsn: str, environment: str) -> AsyncIterator[DatabaseSource]
     """Connect. Raises `DatabaseUnavailable`."""
     async with await BlockReader.connect(dsn, environment) as reader:
         yield DatabaseSource(reader)
-
-
-def _block(held: HeldBlock) -> Block:
-    height = held.header.batch_seq
-    if held.roots is None:
-        raise Fault(height, "roots", "a row of rsm_roots", "none")
-    return Block(
-        header=held.header,
-        roots=held.roots,
-        commands=[_command(height, command) for command in held.commands],
-        stated_hash=held.block_hash,
-        first_command_id=held.first_command_id,
-        last_command_id=held.last_command_id,
-        authority=held.authority,
-    )
 
 
 def _command(height: int, held: HeldCommand) -> Command:

@@ -54,6 +54,7 @@ class Mark(NamedTuple):
     size: int
     root: bytes
     request_uuid: UUID
+    leaf_index: int
     identity: bytes
 
 
@@ -69,12 +70,14 @@ class Marks:
 
     def add(self, block: Block) -> None:
         """Take a verified block into the draw."""
-        header, command = block.header, self._draw.choice(block.commands)
+        header, number = block.header, self._draw.randrange(len(block.commands))
+        command = block.commands[number]
         mark = self.newest = Mark(
             header.batch_seq,
             header.first_seq + header.command_count,
             block.roots.command_root,
             UUID(bytes=command.request_uuid),
+            header.first_seq + number,
             identity_of(command),
         )
         self._seen += 1
@@ -123,15 +126,17 @@ def _check_consistency(proof: Consistency, first: Mark, second: Mark) -> None:
 
 def _check_inclusion(proof: Inclusion, mark: Mark, at: Mark) -> None:
     what = f"inclusion proof of {mark.request_uuid}"
-    # Its leaf_index is the server's word: behind the duplicate window a command may come again.
     for field, expected, found in (
         ("request_uuid", mark.request_uuid, proof.request_uuid),
         ("height", at.height, proof.height),
-        ("command_identity_hash", mark.identity, proof.command_identity_hash),
         ("tree_size", at.size, proof.tree_size),
         ("root", at.root, proof.root),
     ):
         if expected != found:
             raise Fault(at.height, f"{what}: {field}", expected, found)
-    if not verify_inclusion(mark.identity, proof.leaf_index, at.size, proof.path, at.root):
+    identity = proof.command_identity_hash
+    # Behind the duplicate window a request_uuid may come again: its first leaf is what is proven.
+    if proof.leaf_index >= mark.leaf_index and identity != mark.identity:
+        raise Fault(at.height, f"{what}: command_identity_hash", mark.identity, identity)
+    if not verify_inclusion(identity, proof.leaf_index, at.size, proof.path, at.root):
         raise Fault(at.height, f"{what}: path", "one to the root", "another")

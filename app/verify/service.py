@@ -34,6 +34,7 @@ _SHOWN_BYTES: Final = 500
 
 Answer = TypeVar("Answer")
 Part = TypeVar("Part", bound=Struct)
+Hash = Annotated[str, Meta(pattern=r"^0x[0-9A-Fa-f]{64}\Z")]
 Hex = Annotated[str, Meta(pattern=r"^0x([0-9A-Fa-f]{2})*\Z")]
 
 
@@ -67,7 +68,7 @@ class _Command(Struct):
 
     command_id: Count
     request_uuid: UUID
-    command_identity_hash: Hex
+    command_identity_hash: Hash
     leaf_index: Count
     command_data: bytes
     events: list[LooseEvent] = []
@@ -92,7 +93,7 @@ class _Authorities(Struct):
 
 class _Inclusion(Struct):
     request_uuid: UUID
-    command_identity_hash: Hex
+    command_identity_hash: Hash
     leaf_index: Count
     tree_size: Count
     path: list[Hex]
@@ -252,16 +253,15 @@ def _command(command: _Command) -> Command:
     derived = command.identity_derived
     if derived is None:
         derived = stated == derived_identity(uuid, data)
-    fields = {
-        "command_id": command.command_id,
-        "request_uuid": uuid,
-        "command_data": data,
-        "sent_identity": None if derived else stated,
-        "stated_identity": stated,
-        "leaf_index": command.leaf_index,
-        "events": command.events,
-    }
-    return _converted(fields, Command)
+    return Command(
+        command_id=command.command_id,
+        request_uuid=uuid,
+        command_data=data,
+        sent_identity=None if derived else stated,
+        events=[*command.events],
+        stated_identity=stated,
+        leaf_index=command.leaf_index,
+    )
 
 
 def _bytes(text: str) -> bytes:

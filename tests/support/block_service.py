@@ -26,15 +26,15 @@ from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable
 from app.model.codec import PreparedRequest, canonical_bytes, fingerprint
 from app.model.entry import Entry
-from app.replication.reader import EnvironmentSummary, Reader
-from app.service.block_feed import BlockFeed
-from app.service.blocks import BlockProducer, HotKey, PendingBlock
+from app.replication.reader import EnvironmentSummary
+from app.service.block_view import BlockParts, BlockView
+from app.service.blocks import BlockProducer, HotKey
 from app.service.logged_blocks import LoggedBlocks
 from app.service.opening import open_log
 from app.wal.files import FileSystem
 from app.wal.sync import FdatasyncSyncer
 from app.wal.writer import Appended, Committed, Outcome, WalWriter
-from tests.support.block_chain import SIGNER, make_delegation
+from tests.support.block_chain import make_delegation
 from tests.support.wal_files import ENVIRONMENT, make_settings
 
 _NO_LIMIT: Final = 1 << 40
@@ -43,10 +43,9 @@ _NO_LIMIT: Final = 1 << 40
 class FixedKey:
     """Signs nothing, but says who would: enough where nobody checks."""
 
-    address = SIGNER
-
     def __init__(self, delegation: Delegation) -> None:
         self.delegation = delegation
+        self.address = delegation.delegate
 
     def sign_header(self, header: Header) -> Header:
         return replace(header, signature=b"\x07" * 65)
@@ -54,6 +53,8 @@ class FixedKey:
 
 class FixedSigner:
     """Gives one key for ever, or none."""
+
+    fault = None
 
     def __init__(self, key: HotKey | None = None) -> None:
         self.key = key
@@ -63,13 +64,14 @@ class FixedSigner:
 
 
 class BlockService:
-    """A writer with blocks, their feed and the routes over it, on the running event loop."""
+    """A writer with blocks, the view of them and the routes over it, on the running event loop."""
 
     def __init__(self, data_dir: Path, dsn: str | None = None, **settings: Any) -> None:
         self.settings = make_settings(data_dir, **{"allow_new_wal": True, **settings})
         self.signer = FixedSigner()
         self.retained = 0
         self.database_down = False
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         files = FileSystem()
         store = self._open_store()
@@ -96,17 +98,23 @@ class BlockService:
             deliver=self._deliver,
             on_fatal=self._failed,
         )
-        self.reader = Reader(dsn or f"postgresql:///x?host={data_dir}", ENVIRONMENT)
-        self.feed = BlockFeed(self._look_up)
+        self.view = BlockView()
         self.failure: BaseException | None = None
-        self.app = make_app(self.feed)
-        logged = LoggedBlocks(files, self.settings.wal_dir, lambda: self.retained)
-        self.feed.open(self.producer, logged, self.reader)
+        self.app = make_app(self.view)
+        self.view.opened(
+            BlockParts(
+                self.producer,
+                LoggedBlocks(files, self.settings.wal_dir, lambda: self.retained),
+                dsn or f"postgresql:///x?host={data_dir}",
+                ENVIRONMENT,
+                self._look_up,
+            )
+        )
         self.writer.start()
 
     @property
     def store(self) -> CommitmentStore:
-        return self.feed.store
+        return self.view.store
 
     def sign(self, delegation: Delegation | None = None) -> None:
         """Name a signer in the blocks from now on."""
@@ -125,11 +133,13 @@ class BlockService:
         return [outcome for outcome in outcomes if isinstance(outcome, Appended)]
 
     async def close(self) -> None:
-        """Stop everything."""
-        self.feed.close()
+        """Stop everything; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.view.close()
         await asyncio.to_thread(self.writer.close)
-        self.producer.close()
-        await self.reader.close()
+        self.store.close()
 
     def _open_store(self) -> CommitmentStore:
         return CommitmentStore.open(
@@ -144,7 +154,7 @@ class BlockService:
 
     def _committed(self, committed: Committed) -> None:
         if committed.block_height is not None:
-            self.feed.announce()
+            self.view.produced()
         for submission, outcome in committed.outcomes:
             submission.deliver(outcome)
 
@@ -177,7 +187,7 @@ def _request(entries: tuple[Entry, ...]) -> PreparedRequest:
     )
 
 
-def make_app(feed: BlockFeed) -> FastAPI:
+def make_app(view: BlockView) -> FastAPI:
     """The block routes as the application has them."""
     app = FastAPI(
         exception_handlers={
@@ -186,7 +196,7 @@ def make_app(feed: BlockFeed) -> FastAPI:
             **dict.fromkeys(TRANSLATED, on_error),
         }
     )
-    app.state.blocks = feed
+    app.state.blocks = view
     app.state.streams = block_stream.Streams()
     for each in (block_stream, blocks, proofs):
         app.include_router(each.router)

@@ -133,7 +133,7 @@ async def test_a_reader_that_takes_nothing_holds_up_nobody_and_nothing_is_kept_f
 
 
 async def test_a_stream_without_news_shows_that_it_lives(service: BlockService) -> None:
-    async with aclosing(block_events(service.feed, None, heartbeat_s=0.01)) as events:
+    async with aclosing(block_events(service.view, None, heartbeat_s=0.01)) as events:
         assert (await anext(events)).startswith(b"retry: ")
         for _ in range(3):
             assert (await asyncio.wait_for(anext(events), 10)).startswith(b":")
@@ -150,7 +150,7 @@ async def test_streams_end_when_the_service_shuts_down(
     waiting, slow = readers(), readers()
     await waiting.until(b"id: 0\n")
     await slow.wait_for(lambda: slow.sends == 1)
-    service.feed.close()
+    service.view.close()
     await ended(waiting)
     await ended(slow)
     assert waiting.heights == [0]

@@ -58,7 +58,7 @@ async def heights(client: httpx.AsyncClient, **query: Any) -> tuple[list[int], i
     return [block["batch_seq"] for block in page["blocks"]], page["next"]
 
 
-# -- one block --------------------------------------------------------------------------------------
+# -- one block -------------------------------------------------------------------------------------
 
 
 async def test_a_block_has_the_fields_of_the_page_and_its_hash_follows_from_them(
@@ -147,7 +147,7 @@ async def test_a_store_that_is_closed_is_a_503(
     refused(await client.get("/blocks/0"), 50303, retriable=True)
 
 
-# -- lists ------------------------------------------------------------------------------------------
+# -- lists -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,14 +216,18 @@ async def test_the_largest_page_is_a_thousand_blocks(
     assert len((await heights(client))[0]) == 100
 
 
-# -- commands ---------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 
 async def test_commands_are_those_of_the_block_with_their_leaves(
     service: BlockService, client: httpx.AsyncClient
 ) -> None:
     await service.commit(tick())
-    entries = [tick(), make_entry(command_type="Other"), tick(command_identity_hash=Hash32(b"\x07" * 32))]
+    entries = [
+        tick(),
+        make_entry(command_type="Other"),
+        tick(command_identity_hash=Hash32(b"\x07" * 32)),
+    ]
     await service.commit(*entries)
     answer = await get(client, "/blocks/1/commands")
     block = await get(client, "/blocks/1")
@@ -245,7 +249,10 @@ async def test_content_is_what_was_journaled_in_both_formats(
     sent = [
         tick(
             command_data=b"\x01\xff\x00",
-            events=[make_event("a", event_key="k", l2_sequence=-3), make_event("b", event_data=b"")],
+            events=[
+                make_event("a", event_key="k", l2_sequence=-3),
+                make_event("b", event_data=b""),
+            ],
         ),
         tick(command_identity_hash=Hash32(b"\x07" * 32)),
         tick(command_identity_hash=Hash32(bytes(32))),
@@ -292,7 +299,7 @@ async def test_content_that_neither_log_nor_postgres_has_is_a_503(
     assert (await client.get("/blocks/0/commands")).status_code == 200
 
 
-# -- authorities ------------------------------------------------------------------------------------
+# -- authorities -----------------------------------------------------------------------------------
 
 
 async def test_authorities_are_the_delegations_newest_first(
@@ -320,7 +327,7 @@ def test_the_documented_block_is_authentic() -> None:
         check_authentic(replace(header, timestamp=1), [delegation], delegation.delegator)
 
 
-# -- what may be kept -------------------------------------------------------------------------------
+# -- what may be kept ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

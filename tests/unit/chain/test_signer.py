@@ -21,10 +21,9 @@ from app.chain.signer import (
     ColdKey,
     HotKey,
     InvalidKey,
-    OutsideWindow,
     new_secret,
 )
-from app.errors import InvariantError
+from app.errors import InvariantError, OutsideWindow
 from app.model.entry import MAX_INT64
 
 HOUR_MS = 3_600_000
@@ -268,6 +267,20 @@ def test_a_key_outlives_a_cold_key_that_is_away_but_not_its_window() -> None:
     clock.now_ms += RETRY_MS
     assert current(signer).address != first.address
     assert signer.fault is None
+
+
+def test_a_cold_key_that_comes_back_is_asked_again_while_the_old_key_lasts() -> None:
+    clock, cold = Clock(), BrokenColdKey()
+    signer = BlockSigner(cold, 24, clock, Source())
+    first = current(signer)
+    cold.away = True
+    clock.now_ms = START_MS + LIFE_MS // 2
+    assert current(signer) is first
+    cold.away = False
+    clock.now_ms += RETRY_MS - 1
+    assert current(signer) is first
+    clock.now_ms += 1
+    assert current(signer).address != first.address
 
 
 def test_a_cold_key_that_is_away_is_not_asked_for_every_block() -> None:

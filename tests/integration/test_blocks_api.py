@@ -1,0 +1,174 @@
+"""Blocks over real sockets: at once after the acknowledgement, streams, content, the end."""
+
+import json
+import socket
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.conftest import MakeService
+from tests.support.database import outage
+from tests.support.http_entries import accepted, flush, json_entry, post, refused
+from tests.support.postgres_cluster import Cluster
+from tests.support.service import Service
+from tests.support.waiting import wait_for
+
+MIB = 1 << 20
+EVENT = {"event_topic": "ticks", "event_type": "Tick", "event_data": b64encode(b"e" * 50).decode()}
+
+
+def tick(**fields: Any) -> dict[str, Any]:
+    return json_entry(command_type="TickSnapshot", **fields)
+
+
+@contextmanager
+def streamed(client: httpx.Client, query: str = "", **headers: str) -> Iterator[Iterator[int]]:
+    """The heights of a stream's events, as they come."""
+    with client.stream("GET", f"/blocks/stream{query}", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield (int(line[4:]) for line in response.iter_lines() if line.startswith("id: "))
+
+
+@pytest.fixture(scope="module")
+def h2_client(shared_service: Service) -> Iterator[httpx.Client]:
+    with shared_service.client(http2=True) as client:
+        yield client
+
+
+def test_a_block_can_be_read_the_moment_its_batch_is_acknowledged(
+    client: httpx.Client, h2_client: httpx.Client
+) -> None:
+    for _ in range(20):
+        sent = tick()
+        answer = accepted(post(client, json_entry(), sent))
+        height = answer["block_height"]
+        block = h2_client.get(f"/blocks/{height}").json()
+        assert block == client.get("/blocks/latest").json()
+        assert block["first_command_id"] == answer["last_command_id"]
+        (command,) = client.get(f"/blocks/{height}/commands?content=true").json()["commands"]
+        assert command["request_uuid"] == sent["request_uuid"]
+        assert command["command_data"] == sent["command_data"]
+        proof = client.get("/proofs/inclusion", params={"request_uuid": sent["request_uuid"]})
+        assert proof.json()["root"] == block["command_root"]
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_a_stream_brings_each_block_and_goes_on_where_it_was(
+    shared_service: Service, client: httpx.Client, http2: bool
+) -> None:
+    first = accepted(post(client, tick()))["block_height"]
+    with shared_service.client(http2=http2) as reader:
+        with streamed(reader, f"?after={first}") as heights:
+            for height in range(first + 1, first + 6):
+                assert accepted(post(client, tick()))["block_height"] == height
+                assert next(heights) == height
+        missed = [accepted(post(client, tick()))["block_height"] for _ in range(3)]
+        with streamed(reader, "?after=0", **{"last-event-id": str(first + 5)}) as heights:
+            assert [next(heights) for _ in range(3)] == missed
+
+
+def test_only_the_head_of_a_stream_can_be_had(client: httpx.Client) -> None:
+    response = client.head("/blocks/stream")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"].startswith("text/event-stream")
+
+
+def test_a_reader_that_reads_nothing_costs_the_service_nothing(make_service: MakeService) -> None:
+    service = make_service(BLOCK_COMMANDS="*").start()
+    worker = psutil.Process(service.worker_pid)
+    with service.client() as client, socket.socket() as absent:
+        # As little as the system allows waits in the connection itself.
+        absent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        absent.connect(("127.0.0.1", service.port))
+        absent.sendall(b"GET /blocks/stream HTTP/1.1\r\nhost: journal\r\n\r\n")
+        for _ in range(200):
+            accepted(post(client, tick()))
+        before = worker.memory_info().rss
+        started = monotonic()
+        for _ in range(3000):
+            accepted(post(client, tick()))
+        assert monotonic() - started < 60
+        # 3000 events are 4 MiB; the store's own buffers grow meanwhile, too.
+        assert worker.memory_info().rss - before < 48 * MIB
+        latest = client.get("/blocks/latest").json()["batch_seq"]
+        with streamed(client, f"?after={latest - 1}") as heights:
+            assert next(heights) == latest
+        received = b""
+        while f"id: {latest}\n".encode() not in received:
+            received += absent.recv(MIB)
+    assert received.count(b"event: block") == latest + 1
+    assert service.terminate() == 0
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_open_streams_end_at_once_when_the_service_stops(
+    make_service: MakeService, http2: bool
+) -> None:
+    service = make_service(SHUTDOWN_TIMEOUT_S=30).start()
+    with service.client() as client, service.client(http2=http2) as reader:
+        accepted(post(client, tick()))
+        with (
+            streamed(reader) as heights,
+            socket.create_connection(("127.0.0.1", service.port)) as absent,
+        ):
+            absent.sendall(b"GET /blocks/stream HTTP/1.1\r\nhost: journal\r\n\r\n")
+            assert next(heights) == 0
+            started = monotonic()
+            assert service.terminate() == 0
+            assert monotonic() - started < 15
+            assert list(heights) == []
+
+
+def test_content_comes_from_postgres_once_the_log_is_given_back(
+    make_service: MakeService, cluster: Cluster, database_url: str
+) -> None:
+    service = make_service(DEDUP_WINDOW=1, WAL_SEGMENT_BYTES=64 * 1024).start()
+    data = b64encode(b"\x01" * 50_000).decode()
+    sent = [tick(command_data=data, events=[EVENT, EVENT]), tick(command_data=data)]
+    with service.client() as client:
+        accepted(post(client, *sent))
+        path = "/blocks/0/commands?content=true"
+        from_log = client.get(path).json()
+        for _ in range(60):
+            accepted(post(client, json_entry(command_data=data)))
+        flush(client)
+        first = service.data_dir / "wal" / f"{0:020}.wal"
+        wait_for(lambda: not first.exists(), "the log is given back")
+        from_postgres = client.get(path)
+        assert from_postgres.json() == from_log
+        assert [b64decode(each["command_data"]) for each in from_log["commands"]] == [
+            b"\x01" * 50_000
+        ] * 2
+        assert (
+            from_log["commands"][0]["events"]
+            == [{"event_key": None, "l2_sequence": None, **EVENT}] * 2
+        )
+        with outage(cluster, database_url):
+            problem = refused(client.get(path), 50304, retriable=True)
+            assert "block 0" in problem["detail"]
+            assert client.get("/blocks/0/commands").status_code == 200
+            latest = accepted(post(client, tick()))["block_height"]
+            assert client.get(f"/blocks/{latest}/commands?content=true").status_code == 200
+        wait_for(lambda: client.get(path).status_code == 200, "Postgres is asked again")
+
+
+def test_blocks_are_the_same_after_a_kill(make_service: MakeService) -> None:
+    service = make_service().start()
+    with service.client() as client:
+        for _ in range(30):
+            accepted(post(client, tick(events=[EVENT]), json_entry()))
+        before = client.get("/blocks?limit=1000").content
+        entity_tag = client.get("/blocks/7").headers["etag"]
+        service.kill()
+        service.start()
+        assert client.get("/blocks?limit=1000").content == before
+        again = client.get("/blocks/7", headers={"if-none-match": entity_tag})
+        assert again.status_code == 304
+        assert len(json.loads(before)["blocks"]) == 30
