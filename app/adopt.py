@@ -1,8 +1,8 @@
 """`journal adopt`: begin a log behind what Postgres holds, for an environment whose disk is lost.
 
 Order: the progress row first names the new log, then the commitment store is rebuilt behind what
-Postgres holds, then the log's first segment is created. A crash in between leaves an empty directory
-and a used environment, where a start is refused and adopting again goes on.
+Postgres holds, then the log's first segment is created. A crash in between leaves an empty
+directory and a used environment, where a start is refused and adopting again goes on.
 """
 
 import asyncio

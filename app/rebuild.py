@@ -1,8 +1,8 @@
-"""Rebuilding the commitment store from Postgres: `journal commitments rebuild`, and `journal adopt`.
+"""Rebuilding the commitment store from Postgres: `journal commitments rebuild`, `journal adopt`.
 
 Every block is derived again from its commands and compared with the header that was signed, so the
-rebuilt store is proven equal to the chain, or refused. It takes the old one's place when it is whole;
-the old one is kept beside it.
+rebuilt store is proven equal to the chain, or refused. It takes the old one's place when it is
+whole; the old one is kept beside it.
 """
 
 import asyncio
@@ -55,8 +55,8 @@ async def _rebuild(
         progress = await reader.progress()
     if progress is None or progress.wal_id != wal_id:
         raise StartRefused(
-            f"Postgres holds nothing of the log {wal_id}: what the log holds itself is derived from "
-            f"it at the next start, once {settings.commitments_dir} is moved away"
+            f"Postgres holds nothing of the log {wal_id}: what the log holds itself is derived "
+            f"from it at the next start, once {settings.commitments_dir} is moved away"
         )
     height = await fill_store(files, settings, database_url, wal_id, progress.wal_offset, on_block)
     return f"rebuilt the commitment store from Postgres: {height} blocks, each equal to its header"
@@ -105,7 +105,7 @@ def apply_held(store: CommitmentStore, held: HeldBlock, wal_id: str, wal_offset:
         raise CorruptionError(
             "Postgres",
             wal_offset,
-            f"block {header.batch_seq}: expected {header.command_count} commands with their content, "
+            f"block {header.batch_seq}: expected {header.command_count} commands with content, "
             f"found {len(entries)}",
         )
     prepared = prepare_block(store.state, store.read_node, entries, header.timestamp, header.signer)

@@ -77,5 +77,8 @@ def main() -> None:
     """  # noqa: D301 - the escape is click's
 
 
-for _command in (serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, verify):
+_COMMANDS = (
+    serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, verify,
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)
