@@ -1,8 +1,8 @@
 """RocksDB under the commitment store: the only module that knows `rocksdict`.
 
 It opens with bounded memory and descriptors, and turns RocksDB's errors, which are plain text, into
-the project's. `rocksdict` keeps the interpreter locked in every call but `flush`, `flush_wal` and
-`close`. So whatever may take long is left to those three: a full write buffer is exchanged by
+the project's. `rocksdict` keeps the interpreter locked in every call but `flush`, `flush_wal`,
+`close` and a `get` of a list. So whatever may take long in writing is left to the first two: a full write buffer is exchanged by
 `flush` before RocksDB would do so in a write; a write that would have to wait returns at once
 (`no_slowdown`); and the limits that slow writes down for compaction's sake are off.
 """
@@ -67,11 +67,11 @@ class Rocks:
         self._buffered_bytes = 0
         self._failure: str | None = None
         self._closed = False
-        # Threads wait for each other here, where that leaves the interpreter unlocked. An iterator
-        # keeps the database open for as long as it lives.
+        # Threads wait for each other here, where that leaves the interpreter unlocked. `_reading`
+        # is for reads during which another thread may run: a database is not closed under them.
         self._writing = Lock()
         self._syncing = Lock()
-        self._iterating = Lock()
+        self._reading = Lock()
 
     @classmethod
     def open(cls, path: Path) -> "Rocks":
@@ -104,12 +104,12 @@ class Rocks:
 
     def get_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of several keys."""
-        self._refuse_when_closed()
-        try:
+
+        def read() -> list[bytes | None]:
             values: list[bytes | None] | None = self._database.get(list(keys))
-        except Exception as error:
-            raise _translation(self.path, str(error)) from error
-        return values or []
+            return values or []
+
+        return self._read(read)
 
     def at_or_before(self, key: bytes) -> Pair | None:
         """The key that is not above `key` and closest to it, with its value."""
@@ -162,10 +162,12 @@ class Rocks:
         Raises as `sync` does, but is closed even then. Silent after a failed write or sync.
         """
         with self._writing, self._syncing:
-            with self._iterating:
-                if self._closed:
-                    return
-                self._closed = True
+            if self._closed:
+                return
+            # Refuses further readers first, or they could keep this waiting.
+            self._closed = True
+            with self._reading:
+                pass
             # This may take a second when the disk is full; readers are refused meanwhile.
             try:
                 self._database.close()
@@ -201,19 +203,27 @@ class Rocks:
         self._buffered_bytes = 0
 
     def _iterate(self, step: Callable[[RdictIter], T]) -> T:
-        with self._iterating:
-            self._refuse_when_closed()
-            iterator: RdictIter | None = None
+        def read() -> T:
+            iterator: RdictIter | None = self._database.iter()
             try:
-                iterator = self._database.iter()
                 found = step(iterator)
                 iterator.status()
-            except Exception as error:
-                raise _translation(self.path, str(error)) from error
+                return found
             finally:
                 # Before the lock is given back: no traceback may keep the database open.
                 iterator = None
-        return found
+
+        return self._read(read)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Read something that the database can't be closed under."""
+        self._refuse_when_closed()
+        with self._reading:
+            self._refuse_when_closed()
+            try:
+                return read()
+            except Exception as error:
+                raise _translation(self.path, str(error)) from error
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

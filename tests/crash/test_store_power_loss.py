@@ -236,11 +236,11 @@ def test_a_full_disk_is_reported_and_the_store_goes_on_when_opened_anew(small_di
     assert len(store.commands(height - 1)) == len(batch)
     store.close()
     fill_disk(ballast, leaving=0)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with pytest.raises(StoreFull):
             open_store(path)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     ballast.unlink()
     store = open_store(path)
     assert store.state == calm.state

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -203,6 +203,7 @@ def positions(start: int, moves: list[int]) -> Iterator[int]:
         yield start
 
 
+@settings(deadline=None)
 @given(clock_values())
 def test_whatever_the_clock_does_a_block_is_signed_within_the_window(values: list[int]) -> None:
     clock = Clock()
@@ -215,6 +216,7 @@ def test_whatever_the_clock_does_a_block_is_signed_within_the_window(values: lis
         assert signed_is_authentic(hot, clock.now_ms)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-(2**63), 2**64), st.booleans()), max_size=15))
 def test_a_clock_or_a_cold_key_out_of_order_never_makes_a_signature_outside(
     states: list[tuple[int, bool]],
@@ -233,6 +235,7 @@ def test_a_clock_or_a_cold_key_out_of_order_never_makes_a_signature_outside(
             assert signed_is_authentic(hot, clock.now_ms)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, LIFE_MS), max_size=30))
 def test_a_steady_clock_rotates_once_in_half_a_life(moves: list[int]) -> None:
     clock, source = Clock(), Source()
@@ -244,6 +247,16 @@ def test_a_steady_clock_rotates_once_in_half_a_life(moves: list[int]) -> None:
             begun.append(valid_from)
     assert source.drawn == len(begun)
     assert all(later - earlier >= LIFE_MS // 2 for earlier, later in pairwise(begun))
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "signs"),
+    [(-1, False), (0, True), (MAX_INT64 - LIFE_MS, True), (MAX_INT64 - LIFE_MS + 1, False)],
+)
+def test_no_window_is_made_that_no_record_can_hold(now_ms: int, signs: bool) -> None:
+    signer = signer_at(Clock(now_ms))
+    assert (signer.current() is not None) is signs
+    assert (signer.fault is None) is signs
 
 
 def test_a_key_outlives_a_cold_key_that_is_away_but_not_its_window() -> None:
