@@ -2,9 +2,9 @@
 
 It opens with bounded memory and descriptors, and turns RocksDB's errors, which are plain text, into
 the project's. `rocksdict` keeps the interpreter locked in every call but `flush`, `flush_wal`,
-`close` and a `get` of a list. So whatever may take long in writing is left to the first two: a full write buffer is exchanged by
-`flush` before RocksDB would do so in a write; a write that would have to wait returns at once
-(`no_slowdown`); and the limits that slow writes down for compaction's sake are off.
+`close` and a `get` of a list. So what may take long in writing is left to the first two: `flush`
+exchanges a full write buffer before RocksDB would do so in a write; a write that would have to wait
+returns at once (`no_slowdown`); the limits that slow writes down for compaction's sake are off.
 """
 
 import os
@@ -204,14 +204,14 @@ class Rocks:
 
     def _iterate(self, step: Callable[[RdictIter], T]) -> T:
         def read() -> T:
-            iterator: RdictIter | None = self._database.iter()
+            iterator = self._database.iter()
             try:
                 found = step(iterator)
                 iterator.status()
                 return found
             finally:
                 # Before the lock is given back: no traceback may keep the database open.
-                iterator = None
+                del iterator
 
         return self._read(read)
 

@@ -124,8 +124,9 @@ class CommitmentStore:
     ) -> None:
         """Add a block whose record, ending at `wal_offset`, is durable; not synced.
 
-        `header` is the block's, signed. Raises `StoreFull`, `StoreFailed`: nothing was applied, and
-        nothing will be until the store is opened anew; and `InvariantError`.
+        `header` is the block's, signed. Raises `StoreFull` and `StoreFailed`: the state stays as it
+        is, and nothing is applied until the store is opened anew, which may find the block in it.
+        Raises `InvariantError` for what is not the next block; that changes nothing.
         """
         before = self._applied
         _check_fits(before, block, header, commands, wal_id, wal_offset)

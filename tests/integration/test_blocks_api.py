@@ -1,6 +1,8 @@
 """Blocks over real sockets: at once after the acknowledgement, streams, content, the end."""
 
 import json
+import os
+import signal
 import socket
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -92,11 +94,11 @@ def test_a_reader_that_reads_nothing_costs_the_service_nothing(make_service: Mak
             accepted(post(client, tick()))
         before = worker.memory_info().rss
         started = monotonic()
-        for _ in range(3000):
+        for _ in range(1000):
             accepted(post(client, tick()))
         assert monotonic() - started < 60
-        # 3000 events are 4 MiB; the store's own buffers grow meanwhile, too.
-        assert worker.memory_info().rss - before < 48 * MIB
+        # The store's own buffers grow meanwhile, too.
+        assert worker.memory_info().rss - before < 32 * MIB
         latest = client.get("/blocks/latest").json()["batch_seq"]
         with streamed(client, f"?after={latest - 1}") as heights:
             assert next(heights) == latest
@@ -111,19 +113,21 @@ def test_a_reader_that_reads_nothing_costs_the_service_nothing(make_service: Mak
 def test_open_streams_end_at_once_when_the_service_stops(
     make_service: MakeService, http2: bool
 ) -> None:
-    service = make_service(SHUTDOWN_TIMEOUT_S=30).start()
-    with service.client() as client, service.client(http2=http2) as reader:
-        accepted(post(client, tick()))
-        with (
-            streamed(reader) as heights,
-            socket.create_connection(("127.0.0.1", service.port)) as absent,
-        ):
-            absent.sendall(b"GET /blocks/stream HTTP/1.1\r\nhost: journal\r\n\r\n")
+    service = make_service().start()
+    with (
+        service.client(http2=http2) as client,
+        socket.create_connection(("127.0.0.1", service.port)) as absent,
+    ):
+        absent.sendall(b"GET /blocks/stream HTTP/1.1\r\nhost: journal\r\n\r\n")
+        with streamed(client) as heights:
+            with service.client() as writer:
+                accepted(post(writer, tick()))
             assert next(heights) == 0
             started = monotonic()
-            assert service.terminate() == 0
-            assert monotonic() - started < 15
+            os.kill(service.pid, signal.SIGTERM)
             assert list(heights) == []
+            assert monotonic() - started < 5
+    assert service.wait(20) == 0
 
 
 def test_content_comes_from_postgres_once_the_log_is_given_back(
