@@ -16,6 +16,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from app.errors import CorruptionError
 from app.replication.link import Progressed
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
@@ -151,7 +152,7 @@ class CheckpointKeeper:
             given_back = await asyncio.to_thread(
                 give_back, self._files, self._wal_dir, self._given_back, limit
             )
-        except OSError as error:
+        except (OSError, CorruptionError) as error:
             _log.error("can't give the log back up to %d, trying again later: %s", limit, error)
             return
         self._given_back = limit

@@ -1,13 +1,13 @@
-"""Settings of the interpreter for a process that decodes many small objects and waits in threads."""
+"""Settings of the interpreter for a process of many small objects and one waiting thread."""
 
 import gc
 import sys
 from typing import Final
 
-# Entries are trees without cycles and die by reference counting; what the collector would find is rare.
+# Entries are trees without cycles and die by reference counting: there is little to collect.
 _YOUNG_OBJECTS: Final = 100_000
 _OLD_AFTER: Final = (50, 100)
-# How long a thread that has come back from a sync may wait for the loop to hand the interpreter over.
+# How long the writer, back from a sync, may wait for the loop to hand the interpreter over.
 _SWITCH_INTERVAL_S: Final = 0.0005
 
 
