@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Timer
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 # the second.
 DRAIN_SIGNAL: Final = signal.SIGUSR1
 DRAINED_SIGNAL: Final = signal.SIGUSR2
+# How long a connection may stay open that its client does not close: the server would wait for it.
+_LINGER_S: Final = 2.0
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
 
 
@@ -163,8 +166,11 @@ def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
 
     async def drain() -> None:
         await opening
-        await journal.settle()
+        await journal.close()
         os.kill(int(supervisor), DRAINED_SIGNAL)
+        linger = Timer(_LINGER_S, os._exit, (0,))
+        linger.daemon = True
+        linger.start()
 
     def begin() -> None:
         if not tasks:

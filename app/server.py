@@ -1,8 +1,9 @@
 """`journal serve`: granian's supervisor with the one worker that owns the data directory.
 
-On SIGTERM, SIGINT or SIGHUP the worker drains first, with its port still open, so that clients get
-a clear 503 and queued entries their acknowledgement; then the server stops as it always does. On a
-second one it stops at once: what was acknowledged is in the log, and is replicated after a start.
+On SIGTERM, SIGINT or SIGHUP the worker drains first, to the log and to Postgres, with its port
+still open, so that clients get a clear 503 and queued entries their acknowledgement; then the
+server stops as it always does. On a second one it stops at once: what was acknowledged is in the
+log, and is replicated after the next start.
 """
 
 import logging
@@ -76,7 +77,7 @@ def _server(settings: Settings) -> Any:
         log_dictconfig=logging_config(settings.log_format, settings.log_level),
         ssl_cert=settings.tls_cert,
         ssl_key=settings.tls_key,
-        workers_kill_timeout=int(settings.shutdown_timeout_s) + 2 * _GRACE_S,
+        workers_kill_timeout=_GRACE_S,
     )
 
 
@@ -119,7 +120,7 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
                 stop_now()
                 return
             asked = True
-            timer = Timer(timeout_s, stop_now)
+            timer = Timer(timeout_s + _GRACE_S, stop_now)
             timer.daemon = True
             timer.start()
 

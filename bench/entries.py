@@ -11,7 +11,7 @@ import msgspec
 
 
 def body(entries: int, command_type: str = "CreateOrder") -> bytes:
-    """A request body in MessagePack: 200-byte commands, 64-byte responses, one 120-byte event each."""
+    """A request body in MessagePack: 200-byte commands, 64-byte responses, 120-byte events."""
     return msgspec.msgpack.encode({"entries": [_entry(command_type) for _ in range(entries)]})
 
 

@@ -71,7 +71,7 @@ class ReplicationSupervisor:
 
         False when it did not in time and was killed.
         """
-        if self._task is None:
+        if self._task is None or self._task.done():
             return True
         self._draining = True
         self._tell()

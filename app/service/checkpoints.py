@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from app.errors import DiskFull
+from app.errors import CorruptionError, DiskFull
 from app.replication.link import Progressed
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
@@ -47,8 +47,8 @@ class CheckpointKeeper:
         wal_dir: Path,
         start: Checkpoint,
         keep_from: Callable[[], int],
-        sync_commitments: Callable[[], int],
         on_given_back: Callable[[int], None],
+        sync_commitments: Callable[[], int] | None = None,
     ) -> None:
         self.current = start
         self._files = files
@@ -128,7 +128,7 @@ class CheckpointKeeper:
         """
         retained = self._retain(self._wanted)
         try:
-            if retained > self.current.retained_offset:
+            if self._sync_commitments and retained > self.current.retained_offset:
                 # What the store has not made durable itself can only be derived again from the log.
                 synced = await asyncio.to_thread(self._sync_commitments)
                 retained = retained if retained <= synced else self.current.retained_offset
@@ -165,7 +165,7 @@ class CheckpointKeeper:
             given_back = await asyncio.to_thread(
                 give_back, self._files, self._wal_dir, self._given_back, limit
             )
-        except OSError as error:
+        except (OSError, CorruptionError) as error:
             _log.error("can't give the log back up to %d, trying again later: %s", limit, error)
             return
         self._given_back = limit

@@ -83,6 +83,7 @@ class Journal:
         self._starved_bytes = 0
         # When to stop replicating, monotonic seconds; draining sets it.
         self._deadline = math.inf
+        self._closing = asyncio.Lock()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -103,7 +104,7 @@ class Journal:
         syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
         store = await asyncio.to_thread(open_store, settings)
         opened = await asyncio.to_thread(
-            open_log, self._files, settings, syncer, held, store, _now_ms
+            open_log, self._files, settings, syncer, held, _now_ms, store
         )
         await check_newest_block(dsn, settings.environment, store)
         self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
@@ -153,14 +154,14 @@ class Journal:
             settings.wal_dir,
             opened.checkpoint,
             partial(self._keep_from, opened),
-            blocks.sync,
             self.metrics.hole_punched.inc,
+            blocks.sync,
         )
         self._keeper.start()
         self._writer = WalWriter(
             opened.log,
             opened.index,
-            blocks,
+            blocks=blocks,
             next_command_id=opened.next_command_id,
             max_batch_entries=settings.max_batch_size,
             max_batch_bytes=settings.max_batch_bytes,
@@ -192,31 +193,34 @@ class Journal:
         deadline = time.monotonic() + self.settings.shutdown_timeout_s
         self._deadline = min(self._deadline, deadline)
 
-    async def settle(self) -> None:
-        """Wait until everything that was accepted is durable and has been answered."""
-        if self._writer is not None:
-            await self._durable_end()
-
     async def close(self) -> None:
-        """Make what is queued durable, replicate up to the limit, and stop everything."""
+        """Settle, and stop everything. May be repeated."""
+        async with self._closing:
+            await self._settle()
+            if self._writer is not None:
+                await asyncio.to_thread(self._writer.close)
+            if self._keeper is not None:
+                await self._keeper.stop()
+            self._writer = self._keeper = None
+            if self._producer is not None:
+                await asyncio.to_thread(self._producer.close)
+            self._producer = None
+            if self._reader is not None:
+                await self._reader.close()
+            if self._embedded is not None:
+                await asyncio.to_thread(self._embedded.stop)
+            if self._lock_fd is not None:
+                self._files.close(self._lock_fd)
+            self._reader = self._embedded = self._lock_fd = None
+
+    async def _settle(self) -> None:
+        """Make durable and answer what was accepted, and replicate it, up to the limit."""
         self.drain()
-        if self._writer is not None:
-            await asyncio.to_thread(self._writer.close)
-            await asyncio.sleep(0)  # let the last deliveries through
-        if self._replication is not None:
-            self._replication.publish(self._durable_offset)
-            if not await self._replication.drain(max(0.0, self._deadline - time.monotonic())):
-                _log.warning("stopped with replication behind; it goes on at the next start")
-        if self._keeper is not None:
-            await self._keeper.stop()
-        if self._producer is not None:
-            await asyncio.to_thread(self._producer.close)
-        if self._reader is not None:
-            await self._reader.close()
-        if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.stop)
-        if self._lock_fd is not None:
-            self._files.close(self._lock_fd)
+        if self._writer is None or self._replication is None:
+            return
+        self._replication.publish(await self._durable_end())
+        if not await self._replication.drain(max(0.0, self._deadline - time.monotonic())):
+            _log.warning("stopped with replication behind; it goes on at the next start")
 
     # -- what the API asks ----------------------------------------------------------------------
 

@@ -72,8 +72,8 @@ def open_log(
     settings: Settings,
     syncer: Syncer,
     held: EnvironmentSummary | None,
-    store: CommitmentStore,
     now_ms: Callable[[], int],
+    store: CommitmentStore | None = None,
 ) -> OpenedLog:
     """Recover the log, or begin one where there is none. Blocking; `held` is what Postgres said.
 
@@ -85,7 +85,7 @@ def open_log(
         _log.warning("%s is torn, going on without it", settings.checkpoint_path)
     index = DuplicateIndex(settings.dedup_window)
     if not list_segments(files, settings.wal_dir):
-        segment, wal_id = _begin(files, settings, checkpoint, held, store, now_ms)
+        segment, wal_id = _begin(files, settings, checkpoint, held, now_ms, store)
         log = _log_at(files, settings, syncer, wal_id, segment, now_ms)
         start = Checkpoint(
             wal_id=wal_id, environment=settings.environment, wal_offset=0, last_command_id=0
@@ -94,7 +94,8 @@ def open_log(
     scan, evidence, progress = examine(files, settings, checkpoint, held, store)
     recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     load_index(files, scan, index, settings.dedup_window)
-    catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.end), store)
+    if store is not None:
+        catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.end), store)
     known = _known_progress(settings, recovered, checkpoint, progress)
     log = _log_at(files, settings, syncer, recovered.wal_id, recovered.last_segment, now_ms)
     given = max(known.last_command_id, checkpoint.last_command_id if checkpoint else 0)
@@ -157,11 +158,11 @@ def _begin(
     settings: Settings,
     checkpoint: Checkpoint | None,
     held: EnvironmentSummary | None,
-    store: CommitmentStore,
     now_ms: Callable[[], int],
+    store: CommitmentStore | None,
 ) -> tuple[Segment, str]:
     """Begin a new log in an empty directory, if that can't fork the journal."""
-    if store.wal_id is not None:
+    if store is not None and store.wal_id is not None:
         raise StartRefused(
             f"the commitment store knows of the log {store.wal_id} up to block "
             f"{store.state.height - 1}, but {settings.wal_dir} holds no segment"

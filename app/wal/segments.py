@@ -48,12 +48,16 @@ def segment_start(name: str) -> int | None:
 
 def list_segments(files: FileSystem, directory: Path) -> list[Segment]:
     """The segments in a directory, in order. Raises `CorruptionError` where offsets do not meet."""
-    segments = []
+    segments: list[Segment] = []
     for name in files.names(directory):
         start = segment_start(name)
         if start is not None:
             path = directory / name
-            segments.append(Segment(path, start, files.size_of(path)))
+            try:
+                segments.append(Segment(path, start, files.size_of(path)))
+            except FileNotFoundError:
+                # Given back meanwhile, and so was all before it: the oldest goes first.
+                segments.clear()
     check_contiguous(segments)
     return segments
 

@@ -165,8 +165,8 @@ class WalWriter(Generic[Pending]):
         self,
         log: Log,
         index: DuplicateIndex,
-        blocks: Blocks[Pending],
         *,
+        blocks: Blocks[Pending] | None = None,
         next_command_id: int,
         max_batch_entries: int,
         max_batch_bytes: int,
@@ -277,7 +277,7 @@ class WalWriter(Generic[Pending]):
         first_command_id = self._next_command_id
         if plan.keys:
             try:
-                block = self._blocks.prepare(plan.entries)
+                block = self._blocks.prepare(plan.entries) if self._blocks else None
                 offset, appended = self._append(plan, block)
             except DiskFull as error:
                 failure = error
@@ -287,7 +287,8 @@ class WalWriter(Generic[Pending]):
                 sync_s = perf_counter() - taken_at - append_s
                 self._next_command_id += len(plan.keys)
                 self.index.add(offset, appended, first_command_id, plan.keys, plan.fingerprints)
-                self._blocks.applied(block, first_command_id, appended)
+                if self._blocks:
+                    self._blocks.applied(block, first_command_id, appended)
         written = _Written(first_command_id, self._log.end, failure, block)
         self._deliver(
             Committed(
@@ -414,6 +415,8 @@ class WalWriter(Generic[Pending]):
             positions = {position for _, position in verdict.waiting}
             if not positions.isdisjoint(block.indices):
                 return block.header.batch_seq
+        if self._blocks is None:
+            return None
         heights = (self._blocks.height_of(uuid.bytes) for uuid, _ in verdict.known)
         return next((height for height in heights if height is not None), None)
 

@@ -1,7 +1,6 @@
 """What every crash test needs: a seed that can be given again, and the feed."""
 
 import os
-from pathlib import Path
 from random import Random, SystemRandom
 
 import pytest
@@ -20,8 +19,3 @@ def rng() -> Random:
 @pytest.fixture(scope="session")
 def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     return find_feed(tmp_path_factory.mktemp("feed"))
-
-
-@pytest.fixture(scope="session")
-def wal_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("wal")

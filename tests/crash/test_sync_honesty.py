@@ -1,6 +1,7 @@
 """Seen from the kernel: nothing is acknowledged before it is synced, or after a sync has failed."""
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from tests.support.syscalls import Syscall, read_trace, trace
 from tests.support.table_audit import table_rows
 
 CLIENTS = 6
+SENT = 500
 KIB = 1024
-_ACKNOWLEDGED = re.compile(r'\\"wal_offset\\":(\d+)')
+_ACKNOWLEDGED = re.compile(r'\\"last_command_id\\":\d+,\\"wal_offset\\":(\d+)')
+_MARK = re.compile(r"<mark \d+>")
 _SENDING = {"write", "writev", "sendto", "sendmsg"}
 
 
@@ -35,15 +38,21 @@ def traced(
         yield service
 
 
-def send_until(service: Service, is_enough: Callable[[int], bool]) -> dict[UUID, int]:
-    """Send single entries from several clients at once, until it is enough or the service is gone."""
+def send_until(
+    service: Service, is_enough: Callable[[int], bool], size: int = 200
+) -> dict[UUID, int]:
+    """Send single entries from several clients at once, until it is enough or the service is gone.
+
+    The `command_data` of each begins with a mark of its own, text that `marks_in` finds.
+    """
     numbers = count(1)
     acknowledged: dict[UUID, int] = {}
 
     def send(_: int) -> None:
         with service.client() as client:
-            while not is_enough(next(numbers)):
-                entry = json_entry(response_data="A" * 2000)
+            while not is_enough(number := next(numbers)):
+                data = b64encode(b"<mark %d>" % number + bytes(size)).decode()
+                entry = json_entry(command_data=data)
                 try:
                     answer = accepted(post(client, entry))
                 except httpx.TransportError:
@@ -55,32 +64,85 @@ def send_until(service: Service, is_enough: Callable[[int], bool]) -> dict[UUID,
     return acknowledged
 
 
-def test_no_acknowledgement_is_sent_before_the_sync_of_its_record_has_returned(
+def test_nothing_is_acknowledged_or_replicated_before_the_sync_of_its_record_has_returned(
     tmp_path: Path, database_url: str
 ) -> None:
-    with traced(tmp_path, database_url, WAL_SEGMENT_BYTES=64 * KIB) as service:
+    # Slow syncs: the next record is written while replication reads the one before.
+    with traced(
+        tmp_path, database_url, "fdatasync:delay_exit=10000", WAL_SEGMENT_BYTES=64 * KIB
+    ) as service:
         service.start()
-        acknowledged = send_until(service, lambda number: number > 300)
+        acknowledged = send_until(service, lambda number: number > SENT)
+        with service.client() as client:
+            flush(client)
         assert service.terminate() == 0
         calls = read_trace(tmp_path / "trace")
+    synced = list(_synced_ends(calls))
+
+    def synced_before(call: Syscall) -> int:
+        return max((end for end, returned in synced if returned < call.began), default=0)
+
     acks = [
         (int(offset), call)
         for call in calls
-        if call.name in _SENDING and "socket" in call.path.lower() or call.name in _SENDING
+        if call.name in _SENDING and "HTTP/1.1 200" in call.arguments
         for offset in _ACKNOWLEDGED.findall(call.arguments)
-        if "HTTP/1.1 200" in call.arguments
     ]
-    assert len(acks) == len(acknowledged) == 300
-    synced = list(_synced_ends(calls))
+    assert len(acks) == len(acknowledged) == SENT
     for offset, ack in acks:
-        before = [end for end, returned in synced if returned < ack.began]
-        assert offset <= max(before, default=0), f"{offset} was acknowledged, not synced: {ack}"
-    segments = {start for start, _ in _named_segments(calls)}
-    assert len(segments) > 3
-    for start, named in _named_segments(calls):
-        settled = [ack for offset, ack in acks if offset > start]
-        first = min((ack.began for ack in settled), default=2**62)
+        assert offset <= synced_before(ack), f"{offset} was acknowledged before its sync: {ack}"
+    ends = {
+        mark: record.end
+        for record in read_wal(service.data_dir / "wal")
+        for command in record.content.get("commands", [])
+        for mark in _MARK.findall(command["command_data"].decode("latin-1"))
+    }
+    replicated = [
+        (mark, call)
+        for call in calls
+        if call.name in _SENDING
+        for mark in _MARK.findall(call.arguments)
+    ]
+    assert {mark for mark, _ in replicated} == ends.keys()
+    for mark, call in replicated:
+        assert ends[mark] <= synced_before(call), f"{mark} went to Postgres before its sync"
+    segments = list(_named_segments(calls))
+    assert len(segments) > 2
+    for start, named in segments:
+        first = min((ack.began for offset, ack in acks if offset > start), default=2**62)
         assert _is_synced_between(calls, service.data_dir / "wal", named.ended, first), start
+
+
+def test_recovery_writes_the_last_record_again_and_syncs_it_before_anything_is_built_upon_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    nowhere = f"postgresql:///postgres?host={tmp_path}"
+    with traced(tmp_path, database_url, ALLOW_NEW_WAL="true") as service:
+        wrapper, service.wrapper = service.wrapper, ()
+        service.start(DATABASE_URL=nowhere)
+        send_until(service, lambda number: number > 20)
+        service.kill()
+        *_, last = read_wal(service.data_dir / "wal")
+        service.wrapper = wrapper
+        service.start()
+        with service.client() as client:
+            flush(client)
+            accepted(post(client, json_entry()))
+        assert service.terminate() == 0
+        calls = read_trace(tmp_path / "trace")
+    written = next(call for call in calls if call.name == "pwrite64")
+    start = int(last.segment.stem)
+    assert written.path == str(last.segment)
+    assert written.arguments.endswith(f", {last.end - last.offset}, {last.offset - start}")
+    synced = next(call for call in calls if call.name == "fdatasync" and call.began > written.ended)
+    assert (synced.path, synced.result) == (str(last.segment), 0)
+    uses = [
+        call
+        for call in calls
+        if call.name in _SENDING and (_MARK.search(call.arguments) or _is_ack(call))
+    ]
+    assert len(uses) > 1
+    assert min(call.began for call in uses) > synced.ended
 
 
 def test_new_directories_are_synced_into_the_ones_above_before_anything_is_acknowledged(
@@ -97,7 +159,7 @@ def test_new_directories_are_synced_into_the_ones_above_before_anything_is_ackno
         for call in calls
         if call.name in {"mkdir", "mkdirat"} and call.result == 0
     }
-    first = next(call for call in calls if _ACKNOWLEDGED.search(call.arguments)).began
+    first = next(call for call in calls if _is_ack(call)).began
     for directory in (service.data_dir, service.data_dir / "wal"):
         assert _is_synced_between(calls, directory.parent, made[directory].ended, first)
 
@@ -117,7 +179,7 @@ def test_a_failed_sync_ends_the_service_and_nothing_of_its_record_is_acknowledge
         failed = [call for call in read_trace(tmp_path / "trace") if call.name == "fdatasync"]
         assert [call.result for call in failed].count(-1) == 1
         assert failed[-1].result == -1, "the service went on syncing after a failure"
-        batches = [record for record in read_wal(service.data_dir / "wal")][1:]
+        batches = list(read_wal(service.data_dir / "wal"))[1:]
         synced = _command_ids(batches[:4])
         assert acknowledged
         assert acknowledged.items() <= synced.items()
@@ -197,8 +259,12 @@ def test_a_segment_that_is_not_the_logs_any_more_ends_the_service_without_an_ack
             assert client.get(f"/entries/{lost['request_uuid']}").status_code == 404
 
 
+def _is_ack(call: Syscall) -> bool:
+    return call.name in _SENDING and _ACKNOWLEDGED.search(call.arguments) is not None
+
+
 def _synced_ends(calls: list[Syscall]) -> Iterator[tuple[int, int]]:
-    """For each sync of a segment: how far the log was written when it began, and when it returned."""
+    """Each sync of a segment: how far the log was written when it began; when it returned."""
     written: dict[str, list[tuple[int, int]]] = {}
     for call in calls:
         if call.name == "pwrite64" and call.path.endswith(".wal"):

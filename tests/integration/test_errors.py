@@ -1,4 +1,7 @@
-"""Every refusal that needs no entry before it (section 2): its problem document in both formats, and that nothing was written."""
+"""Refusals: the problem document in both formats, and that nothing was written (section 2).
+
+Conflicts are in `test_duplicates`, what an outage causes is in the tests of that outage.
+"""
 
 import gzip
 import json

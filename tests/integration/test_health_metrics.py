@@ -1,10 +1,11 @@
-"""`/healthz`, `/readyz`, `/metrics`: what they say while starting, serving, short of disk or cut off."""
+"""`/healthz`, `/readyz`, `/metrics`: what they say while starting, serving and short of disk."""
 
 import os
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -167,6 +168,19 @@ def test_what_is_wrong_inside_is_a_problem_too_and_names_nothing_internal(
     assert "FileNotFoundError" in service.log
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def is_alive(service: Service) -> bool:
+    try:
+        return httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture
 def silent_address() -> Iterator[str]:
     """A server that takes connections and never says a word."""
@@ -179,8 +193,9 @@ def test_while_starting_it_is_alive_but_not_ready_and_refuses_entries(
     make_service: MakeService, silent_address: str
 ) -> None:
     service = make_service(silent_address, ALLOW_NEW_WAL="true", SHUTDOWN_TIMEOUT_S=0)
+    service.port = free_port()
     service.launch()
-    wait_for(service.is_listening, "the service listens")
+    wait_for(lambda: is_alive(service), "the service listens")
     with service.client() as client:
         assert client.get("/healthz").status_code == 200
         status, parts = readiness(client)
@@ -223,13 +238,9 @@ def test_a_full_disk_answers_507_writes_nothing_and_recovers_by_itself(
     large = json_entry(command_data="AYAA" * 50_000)
     with service.client() as client:
         accepted(post(client, json_entry()))
-        with ballast.open("wb") as file:
-            while True:
-                try:
-                    file.write(bytes(4096))
-                    file.flush()
-                except OSError:
-                    break
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
         before = durable_offset(client)
         found = refused(post(client, large), 50701, retriable=True)
         assert "room" in found["detail"]

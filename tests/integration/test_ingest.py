@@ -1,4 +1,4 @@
-"""`POST /entries` over real sockets: formats, protocols, sizes, concurrency (protocol, section 2)."""
+"""`POST /entries` over real sockets: formats, protocols, sizes, concurrency (section 2)."""
 
 import asyncio
 import gzip
@@ -6,6 +6,7 @@ import json
 import socket
 from base64 import b64encode
 from collections.abc import Iterator
+from itertools import pairwise
 from uuid import UUID, uuid4
 
 import httpx
@@ -73,7 +74,7 @@ def test_the_acknowledgement_says_what_was_journaled_where(client: httpx.Client)
 
 def test_command_ids_and_offsets_only_ever_grow(client: httpx.Client) -> None:
     answers = [accepted(post(client, json_entry(), json_entry())) for _ in range(5)]
-    for earlier, later in zip(answers, answers[1:], strict=False):
+    for earlier, later in pairwise(answers):
         assert earlier["last_command_id"] < later["first_command_id"]
         assert earlier["wal_offset"] < later["wal_offset"]
 
@@ -280,7 +281,7 @@ def test_an_entry_is_in_postgres_as_it_was_acknowledged(
 def test_a_full_queue_answers_503_and_loses_nothing_that_it_took(
     make_service: MakeService, database_url: str
 ) -> None:
-    """One request waits while the writer is at work on another; further ones find the queue full."""
+    """One request waits while the writer is at work on another; the next find the queue full."""
     service = make_service(CHANNEL_CAPACITY=1).start()
     large = [packed(*(msgpack_entry(command_data=b"\x01" * MIB) for _ in range(8)))]
     small = [packed(msgpack_entry()) for _ in range(50)]

@@ -103,16 +103,14 @@ class TestWithPostgresDown:
     ) -> Iterator[httpx.Client]:
         url = cluster.create_migrated()
         directory = tmp_path_factory.mktemp("lonely")
-        with Service(directory / "data", url, DEDUP_WINDOW=2).start() as service:
-            with service.client() as client:
-                for entry in replicated:
-                    accepted(post(client, entry))
-                flush(client)
-                with outage(cluster, url):
-                    wait_for(
-                        lambda: checkpoint(client)["replication"] == "down", "the loss is noticed"
-                    )
-                    yield client
+        service = Service(directory / "data", url, DEDUP_WINDOW=2)
+        with service.start(), service.client() as client:
+            for entry in replicated:
+                accepted(post(client, entry))
+            flush(client)
+            with outage(cluster, url):
+                wait_for(lambda: checkpoint(client)["replication"] == "down", "the loss is noticed")
+                yield client
         cluster.drop(url)
 
     def test_entries_are_acknowledged_and_durable(self, lonely: httpx.Client) -> None:

@@ -28,9 +28,7 @@ ENTRIES_A_REQUEST = 12
 _numbers = count(1)
 # Never the same twice, not even where hypothesis tries an example again.
 _fresh_uuids = st.builds(lambda: UUID(int=next(_numbers)))
-_requests = st.lists(
-    strategies.entries(_fresh_uuids), min_size=1, max_size=ENTRIES_A_REQUEST
-)
+_requests = st.lists(strategies.entries(_fresh_uuids), min_size=1, max_size=ENTRIES_A_REQUEST)
 
 
 @pytest.mark.timeout(240)
@@ -45,9 +43,7 @@ def test_any_valid_entry_survives_request_log_recovery_and_postgres_unchanged(
         service.start(DATABASE_URL=nowhere, WAL_SEGMENT_BYTES=256 * 1024)
         with service.client() as client:
 
-            @settings(
-                max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck)
-            )
+            @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
             @given(entries=_requests, in_json=st.booleans())
             def send(entries: list[Entry], in_json: bool) -> None:
                 if in_json:

@@ -66,9 +66,11 @@ def test_the_largest_bodies_pass_over_tls(service: Service, trusting: ssl.SSLCon
 
 
 def test_a_client_that_does_not_trust_the_certificate_gets_nowhere(service: Service) -> None:
-    with service.client(verify=ssl.create_default_context()) as client:
-        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            client.get("/healthz")
+    with (
+        service.client(verify=ssl.create_default_context()) as client,
+        pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.get("/healthz")
 
 
 def test_plain_http_on_the_port_of_tls_gets_no_answer(service: Service) -> None:

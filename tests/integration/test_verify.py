@@ -151,17 +151,16 @@ ROOTS = ("state_root", "risk_root", "command_root", "obligation_root", "intent_r
         ("rsm_block_commands", "request_uuid", "gen_random_uuid()"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("height", [2, 5])
 def test_a_change_in_a_row_of_a_block_is_found(
-    url: str, table: str, column: str, value: str, height: int
+    url: str, table: str, column: str, value: str
 ) -> None:
     change(
         url,
         f"UPDATE {table} SET {column} = {value.format(column)} WHERE (batch_seq, ctid) ="
-        f" (SELECT batch_seq, max(ctid) FROM {table} WHERE batch_seq = {height} GROUP BY 1)",
+        f" (SELECT batch_seq, max(ctid) FROM {table} WHERE batch_seq = 2 GROUP BY 1)",
     )
     found = report(url)
-    assert (found["status"], found["fault"]["height"]) == (1, height)
+    assert (found["status"], found["fault"]["height"]) == (1, 2)
 
 
 LAST = "command_id = (SELECT max(command_id) FROM engine_commands)"

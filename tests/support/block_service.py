@@ -76,7 +76,7 @@ class BlockService:
         files = FileSystem()
         store = self._open_store()
         opened = open_log(
-            files, self.settings, FdatasyncSyncer(files), EnvironmentSummary(), store, lambda: 1
+            files, self.settings, FdatasyncSyncer(files), EnvironmentSummary(), lambda: 1, store
         )
         self.producer = BlockProducer(
             store,
@@ -89,7 +89,7 @@ class BlockService:
         self.writer = WalWriter(
             opened.log,
             opened.index,
-            self.producer,
+            blocks=self.producer,
             next_command_id=opened.next_command_id,
             max_batch_entries=1,
             max_batch_bytes=_NO_LIMIT,

@@ -1,6 +1,6 @@
 """A WAL reader that shares nothing with the service's own: `struct`, `crcmod` and `msgpack`.
 
-Written from the protocol's section 5 alone. It accepts no fault: it is for logs that should have none.
+Written from the protocol's section 5 alone. It accepts no fault, for logs that should have none.
 """
 
 import struct
@@ -31,8 +31,11 @@ class ForeignRecord(NamedTuple):
         return self.offset + 8 + len(self.payload)
 
 
-def read_wal(directory: Path, *, check_crc: bool = True) -> Iterator[ForeignRecord]:
-    """Every record, in order, over all segments; each assertion is a sentence of the protocol."""
+def read_wal(directory: Path, kept_from: int = 0) -> Iterator[ForeignRecord]:
+    """Every record, in order, over all segments; each assertion is a sentence of the protocol.
+
+    What lies before the offset `kept_from` may have been given back, and only its genesis is read.
+    """
     expected: int | None = None
     for path in sorted(directory.glob("*.wal")):
         assert len(path.stem) == _DIGITS, path
@@ -41,20 +44,19 @@ def read_wal(directory: Path, *, check_crc: bool = True) -> Iterator[ForeignReco
         data = path.read_bytes()
         at = 0
         while at < len(data):
-            record = _record(path, start, data, at, check_crc=check_crc)
+            record = _record(path, start, data, at)
             assert (record.content["kind"] == "genesis") == (at == 0), record.offset
             yield record
-            at = record.end - start
+            at = max(record.end, kept_from) - start
         expected = start + len(data)
 
 
-def _record(path: Path, start: int, data: bytes, at: int, *, check_crc: bool) -> ForeignRecord:
+def _record(path: Path, start: int, data: bytes, at: int) -> ForeignRecord:
     length, crc = struct.unpack_from("<II", data, at)
     assert length > 0, f"{path.name}: zero length at {start + at}"
     payload = data[at + 8 : at + 8 + length]
     assert len(payload) == length, f"{path.name}: incomplete record at {start + at}"
-    if check_crc:
-        assert _crc32c(payload) == crc, f"{path.name}: wrong CRC at {start + at}"
+    assert _crc32c(payload) == crc, f"{path.name}: wrong CRC at {start + at}"
     content = msgpack.unpackb(payload, strict_map_key=False)
     assert list(content)[:2] == ["kind", "offset"], f"{path.name}: {list(content)} at {start + at}"
     assert content["offset"] == start + at

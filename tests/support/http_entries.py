@@ -71,7 +71,7 @@ def decoded(response: httpx.Response) -> dict[str, Any]:
 def refused(
     response: httpx.Response, error_code: int, *, retriable: bool = False
 ) -> dict[str, Any]:
-    """The problem in `response`, after checking all that every problem has (RFC 9457, section 3)."""
+    """The problem in `response`, after checking all that every problem has (RFC 9457)."""
     assert response.status_code == error_code // 100, response.text
     assert response.headers["content-type"] in (PROBLEM_JSON, MSGPACK)
     problem = decoded(response)

@@ -1,4 +1,4 @@
-"""Moments at which a crash is worth trying. Each is a condition to wait for, never a stretch of time."""
+"""Moments at which a crash is worth trying: conditions to wait for, no stretches of time."""
 
 import socket
 from enum import Enum, auto
@@ -14,8 +14,8 @@ from tests.support.waiting import wait_for
 # Tighter than a commit takes, so that a kill can fall between its write and its sync.
 _CLOSELY_S: Final = 0.0002
 _READY: Final = "entries can be acknowledged"
-# Processor time that importing, scanning and loading the duplicate index take, about.
-_RECOVERY_CPU_S: Final = 0.6
+# Less processor time than scanning and loading the duplicate index take.
+_RECOVERY_CPU_S: Final = 0.06
 
 
 class Moment(Enum):
@@ -46,9 +46,11 @@ def await_growth(service: Service, moment: Moment) -> None:
 
 
 def await_recovery(service: Service, rng: Random) -> bool:
-    """Wait until a launched service is a random way into its recovery; whether it is not ready yet."""
+    """Wait until a launched service is some way into its recovery; whether it is not ready yet."""
     before = service.log.count(_READY)
-    worker = wait_for(lambda: _lock_holder(service), "the worker owns the log")
+    worker = wait_for(
+        lambda: _lock_holder(service), "the worker owns the log", interval_s=_CLOSELY_S
+    )
     times = worker.cpu_times()
     limit_s = times.user + times.system + rng.uniform(0, _RECOVERY_CPU_S)
 

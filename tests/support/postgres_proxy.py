@@ -97,7 +97,7 @@ class PostgresProxy:
 
 
 class ThreadedProxy:
-    """A proxy on a loop in a thread of its own, for tests that have no loop. `url` leads through it."""
+    """A proxy on a loop in a thread of its own, for tests without one. `url` leads through it."""
 
     def __init__(self, proxy: PostgresProxy, loop: asyncio.AbstractEventLoop) -> None:
         self.url = proxy.url

@@ -1,6 +1,6 @@
-"""Recovers a data directory and prints how much memory that took: peak resident bytes of a process.
+"""Recovers a data directory, and says how much memory that took: a process's peak resident bytes.
 
-`python -m tests.support.recovery_memory DATA_DIR`, as a process of its own, since a peak never goes back.
+`python -m tests.support.recovery_memory DATA_DIR`: a process of its own, as a peak never falls.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from app.wal.sync import FdatasyncSyncer
 
 
 def peak_bytes(data_dir: Path) -> tuple[int, int]:
-    """Recover `data_dir` in a child: its peak in bytes, and how many entries it has to replicate."""
+    """Recover `data_dir` in a child: its peak in bytes, and how many entries are to replicate."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(data_dir)],
         capture_output=True,

@@ -11,7 +11,7 @@ _COMMAND: Final = "from app.cli import main; main()"
 
 
 class ReplayProcess:
-    """Replays `feed` into the service at `url`; what still runs at the end of the block is killed."""
+    """Replays `feed` into the service at `url`; killed if it still runs at the end of the block."""
 
     def __init__(self, url: str, feed: Path, directory: Path, *options: str) -> None:
         self.acks_path = directory / "acks"

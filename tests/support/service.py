@@ -20,10 +20,10 @@ _REPLICATION: Final = "app.replication.process"
 
 
 class Service:
-    """`journal serve` on a data directory. It can be killed and started again; the port stays the same.
+    """`journal serve` on a data directory; it can be killed and started again on the same port.
 
-    `settings` are `JOURNAL_` variables without the prefix. Whatever is still running at the end of the
-    `with` block is killed, by process id.
+    `settings` are `JOURNAL_` variables without the prefix. Whatever is still running at the end of
+    the `with` block is killed, by process id.
     """
 
     def __init__(self, data_dir: Path, database_url: str, **settings: object) -> None:
@@ -103,7 +103,7 @@ class Service:
         return self
 
     def start_refused(self, **settings: object) -> tuple[int, str]:
-        """Start a process that is expected to end by itself; returns its status and this life's log."""
+        """Start a process that should end by itself; returns its status and this life's log."""
         before = len(self.log)
         status = self.launch(**settings).wait(60)
         return status, self.log[before:]
@@ -131,7 +131,7 @@ class Service:
         return self._process.wait(timeout_s)
 
     def client(self, **options: Any) -> httpx.Client:
-        """A synchronous client of the service; HTTP/2 where `http2=True` (then without HTTP/1.1)."""
+        """A synchronous client of the service; HTTP/2 alone where `http2=True`."""
         options.setdefault("http1", not options.get("http2", False))
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
 

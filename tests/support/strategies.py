@@ -182,7 +182,7 @@ def entries(draw: st.DrawFn, uuids: st.SearchStrategy[UUID] | None = None) -> En
 
 
 def to_json(value: Any) -> Any:
-    """An entry as a client sends it in JSON: base64, `0x` hex text, UUIDs as text; all spelled out."""
+    """An entry as a client sends it in JSON: base64, `0x` hex, UUIDs as text; all spelled out."""
     return _spelled(value, _json_leaf)
 
 

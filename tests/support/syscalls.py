@@ -1,4 +1,4 @@
-"""What a running service asks of the kernel, in order, and faults in it: strace around a service."""
+"""What a running service asks of the kernel, in order, and faults in that: strace around it."""
 
 import re
 import shutil
@@ -17,7 +17,9 @@ _CALLS: Final = (
     "write,writev,sendto,sendmsg"
 )
 _LINE: Final = re.compile(r"^(?P<thread>\d+) +(?P<rest>.*)$")
-_CALL: Final = re.compile(r"^(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+|\?)(?P<more>.*)$")
+_CALL: Final = re.compile(
+    r"^(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+|\?)(?P<more>.*)$"
+)
 _UNFINISHED: Final = " <unfinished ...>"
 _RESUMED: Final = re.compile(r"^<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)$")
 
@@ -48,7 +50,7 @@ def trace(service: Service, output: Path, *faults: str) -> None:
         pytest.skip("strace is not installed: system calls can't be observed")
     # As a detached tracer (-D), so that the service stays a child of the test. Only the calls asked
     # for stop a thread (--seccomp-bpf): the others run at full speed.
-    command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "8192"]
+    command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "1000000"]
     probe = subprocess.run([*command, "-o", "/dev/null", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"strace can't trace here: {probe.stderr.decode().strip()}")

@@ -1,4 +1,4 @@
-"""What Postgres must hold for given entries: every table, every row, every column, and nothing else.
+"""What Postgres must hold for given entries: every row, every column, and nothing else.
 
 Written from the protocol's sections 3 and 6, without the code that fills the tables.
 """
@@ -45,7 +45,7 @@ _COLUMNS: Final[dict[str, str]] = {
 def assert_tables_hold(
     database_url: str, entries: Mapping[int, Entry], environment: str = "development"
 ) -> None:
-    """The rows of `environment` are those of `entries`, by `command_id`: no more, no fewer, unchanged."""
+    """The rows of `environment` are those of `entries`, by `command_id`: all, alone, unchanged."""
     wanted = _wanted_rows(dict(sorted(entries.items())))
     for table, columns in _COLUMNS.items():
         found = table_rows(database_url, table, environment)
@@ -67,6 +67,19 @@ def progress_of(database_url: str, environment: str = "development") -> Row | No
         "WHERE environment = $1"
     )
     return next(iter(query(database_url, statement, environment)), None)
+
+
+def assert_progress_is_of_one_transaction_with_its_rows(
+    database_url: str, environment: str = "development"
+) -> None:
+    """The transaction that wrote the newest command also wrote the progress row behind it."""
+    [[progress, newest]] = query(
+        database_url,
+        "SELECT xmin::text, (SELECT xmin::text FROM engine_commands WHERE environment = $1 "
+        "ORDER BY command_id DESC LIMIT 1) FROM replication_progress WHERE environment = $1",
+        environment,
+    )
+    assert progress == newest
 
 
 def _assert_same(table: str, columns: str, found: list[Row], wanted: list[Row]) -> None:
@@ -200,7 +213,7 @@ _PARTS: Final[dict[str, Callable[[int, Entry], Iterable[Row]]]] = {
 
 
 def _balances(entries: Mapping[int, Entry]) -> list[Row]:
-    """Per wallet the newest entry's word: its highest update, or its withdrawal where it has none."""
+    """Per wallet what the newest entry says: its highest update, else its withdrawal."""
     held: dict[bytes, Row] = {}
     for command_id, entry in entries.items():
         said: dict[bytes, Row] = {}

@@ -1,74 +1,171 @@
-"""What settings allow."""
+"""Settings: the defaults of the protocol's section 4, and one clear line for every bad value."""
+
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.errors import SettingsError
-from app.settings import Settings, load_settings
+from app.settings import ENV_PREFIX, Settings, WalSync, WalTail, load_settings, setting_name
+
+MIB = 1024 * 1024
+DEFAULTS: dict[str, Any] = {
+    "HOST": "127.0.0.1",
+    "PORT": 8080,
+    "TLS_CERT": None,
+    "TLS_KEY": None,
+    "DATA_DIR": Path("./data"),
+    "DATABASE_URL": "embedded",
+    "ENVIRONMENT": "development",
+    "ALLOW_NEW_WAL": False,
+    "CHANNEL_CAPACITY": 3000,
+    "MAX_QUEUE_BYTES": 64 * MIB,
+    "MAX_BATCH_SIZE": 1000,
+    "MAX_BATCH_BYTES": 8 * MIB,
+    "REPLICATION_BATCH_SIZE": 1000,
+    "FLUSH_INTERVAL_MS": 10,
+    "PERSIST_DIGESTS": True,
+    "WAL_SEGMENT_BYTES": 64 * MIB,
+    "WAL_RETAIN_BYTES": 0,
+    "WAL_TAIL": WalTail.STRICT,
+    "WAL_SYNC": WalSync.AUTO,
+    "DEDUP_WINDOW": 262_144,
+    "MAX_BODY_BYTES": 16 * MIB,
+    "MAX_ENTRIES": 10_000,
+    "MAX_FIELD_BYTES": MIB,
+    "SHUTDOWN_TIMEOUT_S": 30,
+    "ALLOW_ANONYMOUS": False,
+}
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for field in Settings.model_fields:
-        monkeypatch.delenv(f"JOURNAL_{field.upper()}", raising=False)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_default_is_the_one_of_the_protocol(name: str) -> None:
+    assert getattr(load_settings(), name.lower()) == DEFAULTS[name]
 
 
 @pytest.mark.parametrize(
-    ("text", "types"),
+    ("name", "text", "value"),
     [
-        ("TickSnapshot", {"TickSnapshot"}),
-        ("TickSnapshot,PlaceOrder", {"TickSnapshot", "PlaceOrder"}),
-        (" TickSnapshot , Place_Order2 ", {"TickSnapshot", "Place_Order2"}),
-        ("a" * 64, {"a" * 64}),
-        ("*", {"*"}),
-        (" * ", {"*"}),
+        ("PORT", "0", 0),
+        ("DATA_DIR", "/var/lib/journal", Path("/var/lib/journal")),
+        ("DATABASE_URL", "postgresql://u@/db?host=/run/pg", "postgresql://u@/db?host=/run/pg"),
+        ("DATABASE_URL", "postgres://u@h/db", "postgres://u@h/db"),
+        ("ALLOW_NEW_WAL", "true", True),
+        ("PERSIST_DIGESTS", "false", False),
+        ("WAL_TAIL", "tolerant", WalTail.TOLERANT),
+        ("WAL_SYNC", "io_uring", WalSync.IO_URING),
+        ("ENVIRONMENT", "prod-eu.1", "prod-eu.1"),
+        ("SHUTDOWN_TIMEOUT_S", "0.5", 0.5),
     ],
 )
-def test_block_commands_are_names_or_all(text: str, types: set[str]) -> None:
-    assert load_settings({}, block_commands=text).block_command_types == types
+def test_a_value_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: object
+) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name, text)
+    assert getattr(load_settings(), name.lower()) == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ",",
-        "TickSnapshot,",
-        "*,TickSnapshot",
-        "Tick Snapshot",
-        "1Tick",
-        "Tick-x",
-        "a" * 65,
-        "Tü",
-    ],
-)
-def test_other_block_commands_are_refused_in_one_line(text: str) -> None:
+def test_a_value_given_in_code_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_PORT", "1")
+    assert load_settings(port=2).port == 2
+
+
+BAD = [
+    ("PORT", "65536", "less than or equal to 65535"),
+    ("PORT", "http", "valid integer"),
+    ("CHANNEL_CAPACITY", "0", "greater than or equal to 1"),
+    ("MAX_QUEUE_BYTES", "0", "greater than or equal to 1"),
+    ("MAX_BATCH_SIZE", "-1", "greater than or equal to 1"),
+    ("FLUSH_INTERVAL_MS", "-1", "greater than or equal to 0"),
+    ("WAL_SEGMENT_BYTES", "1", "greater than or equal to 65536"),
+    ("WAL_RETAIN_BYTES", "-1", "greater than or equal to 0"),
+    ("WAL_TAIL", "loose", "'strict' or 'tolerant'"),
+    ("WAL_SYNC", "fsync", "'auto', 'io_uring' or 'fdatasync'"),
+    ("DEDUP_WINDOW", "0", "greater than or equal to 1"),
+    ("MAX_BODY_BYTES", "16MiB", "valid integer"),
+    ("ENVIRONMENT", "", "match pattern"),
+    ("ENVIRONMENT", "a b", "match pattern"),
+    ("ENVIRONMENT", "x" * 65, "match pattern"),
+    ("DATABASE_URL", "mysql://h/db", "'embedded' or a URI that starts with postgresql://"),
+    ("PERSIST_DIGESTS", "perhaps", "valid boolean"),
+    ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+    ("LOG_FORMAT", "xml", "'text' or 'json'"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "allowed"), BAD)
+def test_a_bad_value_is_named_with_its_setting_and_what_is_allowed_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, allowed: str
+) -> None:
+    monkeypatch.setenv(ENV_PREFIX + name, text)
     with pytest.raises(SettingsError) as caught:
-        load_settings({}, block_commands=text)
-    assert str(caught.value).startswith(f"JOURNAL_BLOCK_COMMANDS={text!r}: command types")
-    assert "\n" not in str(caught.value)
+        load_settings()
+    message = str(caught.value)
+    assert message.startswith(f"JOURNAL_{name}={text!r}: ")
+    assert allowed in message
+    assert "\n" not in message
 
 
-def test_defaults_of_blocks_are_those_of_the_protocol() -> None:
-    settings = load_settings({})
-    assert settings.block_command_types == {"TickSnapshot"}
-    assert (settings.rsm_prune_window, settings.rsm_pruning_enabled) == (10_000, False)
-    assert (settings.cold_key_file, settings.cold_key_password_file) == (None, None)
-    assert settings.delegation_hours == 24
+def test_a_variable_that_names_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt safeguard is no safeguard."""
+    monkeypatch.setenv("JOURNAL_WAL_TIAL", "strict")
+    with pytest.raises(SettingsError, match=r"JOURNAL_WAL_TIAL='strict': there is no such setting"):
+        load_settings()
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "a day", "8785"])
-def test_a_life_of_no_or_unlimited_length_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="JOURNAL_DELEGATION_HOURS="):
-        load_settings({}, delegation_hours=text)
+def test_other_variables_are_no_concern_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNALX", "1")
+    monkeypatch.setenv("PORT", "99")
+    assert load_settings().port == 8080
 
 
-def test_a_password_without_a_key_is_refused() -> None:
-    with pytest.raises(SettingsError, match="COLD_KEY_FILE"):
-        load_settings({}, cold_key_password_file="password")
+@pytest.mark.parametrize("given", [{"tls_cert": "c.pem"}, {"tls_key": "k.pem"}])
+def test_a_certificate_needs_its_key_and_the_other_way_round(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="must be set together"):
+        load_settings(**given)
 
 
-@pytest.mark.parametrize("name", ["JOURNAL_COLD_KEY", "JOURNAL_PASSWORD", "JOURNAL_DATABASE_URI"])
-def test_the_value_of_a_setting_that_does_not_exist_is_not_shown(name: str) -> None:
-    with pytest.raises(SettingsError, match=f"{name}: there is no such setting") as caught:
-        load_settings({name: "hunter2"})
-    assert "hunter2" not in str(caught.value)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_other_machines_are_kept_out_unless_anonymous_use_is_allowed(host: str) -> None:
+    with pytest.raises(SettingsError, match="ALLOW_ANONYMOUS=true is allowed"):
+        load_settings(host=host)
+    assert load_settings(host=host, allow_anonymous=True).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_addresses_need_no_leave(host: str) -> None:
+    assert load_settings(host=host).host == host
+
+
+def test_migrations_run_at_start_when_embedded_unless_told_otherwise() -> None:
+    url = "postgresql://h/db"
+    assert load_settings().migrates_at_start
+    assert not load_settings(database_url=url).migrates_at_start
+    assert load_settings(database_url=url, auto_migrate=True).migrates_at_start
+    assert not load_settings(auto_migrate=False).migrates_at_start
+
+
+def test_everything_is_kept_below_the_data_directory() -> None:
+    settings = load_settings(data_dir="/d")
+    assert settings.wal_dir == Path("/d/wal")
+    assert settings.checkpoint_path == Path("/d/checkpoint.json")
+
+
+def test_settings_do_not_change() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_says_what_it_means(field: str) -> None:
+    assert Settings.model_fields[field].description
+    assert setting_name(field) == f"JOURNAL_{field.upper()}"

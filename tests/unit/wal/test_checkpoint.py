@@ -68,7 +68,7 @@ def test_an_error_leaves_the_old_one_and_no_draft(tmp_path: Path, operation: str
     write_checkpoint(FileSystem(), path, FIRST)
     files = WatchedFiles()
     files.fault = lambda call: os_error(errno.EIO) if call.operation == operation else None
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Input/output error"):
         write_checkpoint(files, path, SECOND)
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.json"]
     assert read_checkpoint(FileSystem(), path) == FIRST

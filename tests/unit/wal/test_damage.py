@@ -72,7 +72,7 @@ damages = st.builds(
     progress=st.sampled_from([None, 3, 8]),
     tail=st.sampled_from(list(WalTail)),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200)
 def test_any_damage_ends_in_a_row_of_the_decision_table(
     harms: list[tuple[int, Damage]],
     evidence: int | None,

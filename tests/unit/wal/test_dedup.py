@@ -131,7 +131,7 @@ def test_any_history_is_covered_for_at_least_the_window(
                 assert index.end_offset(command_id) == starts[command_id - 1] + 100
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(
     window=st.integers(1, 3_000),
     batches=st.lists(st.sampled_from([1, 2, 5, 700, 1_500]), min_size=1, max_size=8),

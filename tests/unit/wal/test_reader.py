@@ -25,6 +25,10 @@ from tests.support.journal_entries import make_entry
 from tests.support.wal_files import frame, make_record, make_settings, write_wal
 
 START = 4_097
+# The fixture only lends a directory; and a busy machine is no failure.
+ANY_FIXTURE = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture
@@ -176,10 +180,10 @@ def test_a_command_that_is_no_entry_is_only_seen_when_the_whole_record_is_decode
     assert isinstance(decode_frame(reader.segment, found, whole=True), Fault)
 
 
-# -- the search for a valid record ------------------------------------------------------------------
+# -- the search for a valid record ----------------------------------------------------------------
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@ANY_FIXTURE
 @given(
     junk=st.binary(max_size=300),
     behind=st.binary(max_size=50),
@@ -197,7 +201,7 @@ def test_a_valid_record_is_found_at_any_byte(
     assert reader.find_valid_record(at + 1) is None
 
 
-@pytest.mark.parametrize("before", [-20, -9, -8, -3, -1, 0, 1, 3])
+@pytest.mark.parametrize("before", range(-20, 4))
 def test_a_valid_record_is_found_across_the_border_of_a_chunk(
     segment: SegmentFile, before: int
 ) -> None:
@@ -250,8 +254,16 @@ def test_what_is_no_record_or_of_another_place_is_not_found(
     assert segment.reader(record + bytes(100)).find_valid_record(START) is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.lists(st.one_of(st.binary(max_size=20), st.just(b"\xa4kind"), st.just(fake(START)[:-1]))))
+lookalikes = st.one_of(
+    st.binary(max_size=20),
+    st.just(b"\xa4kind"),
+    st.integers(START, START + 200).map(lambda offset: b"????\1\2\3\4" + fake(offset)[8:]),
+    st.integers(START, START + 200).map(lambda offset: fake(offset)[:4] + b"\1" + fake(offset)[5:]),
+)
+
+
+@ANY_FIXTURE
+@given(st.lists(lookalikes))
 def test_nothing_is_found_in_bytes_that_only_look_like_records(
     segment: SegmentFile, parts: list[bytes]
 ) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
 from app.model.codec import canonical_bytes
 from app.wal import record
@@ -93,20 +94,53 @@ def test_what_is_framed_elsewhere_is_read_here() -> None:
     assert plain(decoded.commands[0]) == fields["commands"][0]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("value", [None, {"height": 1}, [1, 2], b"\0\1", "text", 5])
-def test_the_parts_of_a_block_pass_through_undecoded(value: object) -> None:
-    """A log with blocks in it must be readable by what knows nothing of them."""
-    packed = msgpack.packb(value)
-    blocks = {name: Raw(packed) for name in BLOCK_FIELDS}
-    batch = RawBatch(offset=0, first_command_id=1, commands=[], **blocks)
+def test_the_parts_of_a_block_are_framed_with_its_commands() -> None:
+    header = Header(
+        batch_seq=3,
+        prev_block_hash=b"\1" * 32,
+        commands_hash=b"\2" * 32,
+        batch_root=b"\3" * 32,
+        command_count=1,
+        first_seq=7,
+        timestamp=9,
+        signer=b"\4" * 20,
+        signature=b"\5" * 65,
+    )
+    names = ("state_root", "risk_root", "command_root", "obligation_root", "intent_root")
+    roots = Roots(**{name: bytes([number]) * 32 for number, name in enumerate(names)})
+    authority = Delegation(
+        delegator=b"\6" * 20,
+        delegate=b"\4" * 20,
+        valid_from=1,
+        valid_until=2,
+        signature=b"\7" * 65,
+    )
+    batch = RawBatch(
+        offset=0,
+        first_command_id=1,
+        commands=[],
+        header=header,
+        roots=roots,
+        block_indices=[0],
+        authority=authority,
+    )
     payload = bytes(encode_record(batch))[FRAME_BYTES:]
     content = msgpack.unpackb(payload)
-    assert [content[name] for name in BLOCK_FIELDS] == [value] * 4
-    decoded = decode_raw(payload)
-    assert isinstance(decoded, RawBatch)
-    assert bytes(decoded.header) == packed
-    assert bytes(encode_record(decoded))[FRAME_BYTES:] == payload
-    assert isinstance(decode_record(payload), Batch)
+    assert content["header"] == msgspec.structs.asdict(header)
+    assert content["roots"] == msgspec.structs.asdict(roots)
+    assert content["block_indices"] == [0]
+    assert content["authority"] == msgspec.structs.asdict(authority)
+    for decoded in (decode_raw(payload), decode_record(payload)):
+        assert not isinstance(decoded, Genesis)
+        assert (decoded.header, decoded.roots) == (header, roots)
+        assert (decoded.block_indices, decoded.authority) == ([0], authority)
+
+
+def test_a_record_without_a_block_says_so_with_nils() -> None:
+    payload = bytes(encode_record(RawBatch(offset=0, first_command_id=1, commands=[])))[
+        FRAME_BYTES:
+    ]
+    assert [msgpack.unpackb(payload)[name] for name in BLOCK_FIELDS] == [None] * 4
 
 
 @given(data=st.binary(min_size=1, max_size=200), bit=st.integers(0))

@@ -1,0 +1,167 @@
+"""The house holds: what is pure stays pure, imports run downwards, and files stay short."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+APP: Final = ROOT / "app"
+
+# A module imports from its own room and from rooms on lower floors, from nowhere else.
+FLOORS: Final = {
+    "errors": 0,
+    "settings": 1,
+    "logs": 2,
+    "model": 2,
+    "chain": 3,
+    "wal": 4,
+    "embedded": 4,
+    "client": 4,
+    "feed": 4,
+    "replay": 5,
+    "replication": 5,
+    "metrics": 6,
+    "service": 7,
+    "adopt": 8,
+    "repair": 8,
+    "api": 8,
+    "main": 9,
+    "server": 10,
+    "cli": 11,
+}
+# What reaches outside: an event loop, the system, the network, or the framework.
+OUTSIDE: Final = {
+    "asyncio",
+    "asyncpg",
+    "concurrent",
+    "fastapi",
+    "granian",
+    "httpx",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "random",
+    "secrets",
+    "socket",
+    "sqlalchemy",
+    "starlette",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+}
+IMPURE_CHAIN: Final = {"store", "signer"}
+CODE: Final = {".py", ".sh", ".sql", ".js", ".css", ".html"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES: Final = {module_name(path): path for path in APP.rglob("*.py")}
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules that a module imports anywhere in its text; names from packages are resolved."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def reached(module: str) -> dict[str, str]:
+    """Every module that importing `module` runs within the app, and by whom it is imported."""
+    found = {module: ""}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        packages = [
+            ".".join(current.split(".")[:depth]) for depth in range(1, current.count(".") + 1)
+        ]
+        for name in [*imports(current), *packages]:
+            if name in MODULES and name not in found:
+                found[name] = current
+                waiting.append(name)
+    return found
+
+
+def pure_modules() -> list[str]:
+    pure = ["app.wal.record"]
+    for module in MODULES:
+        package, _, name = module.rpartition(".")
+        if package == "app.model" or (package == "app.chain" and name not in IMPURE_CHAIN):
+            pure.append(module)
+    return sorted(pure)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("module", pure_modules())
+def test_a_pure_module_reaches_nothing_outside_not_even_through_another(module: str) -> None:
+    for name, importer in reached(module).items():
+        outside = {each.split(".")[0] for each in imports(name)} & OUTSIDE
+        assert not outside, f"{module} → … {importer} → {name} imports {sorted(outside)}"
+
+
+def test_the_rooms_that_should_be_pure_are_there() -> None:
+    assert {"app.model.entry", "app.model.codec", "app.model.rules", "app.wal.record"} < set(
+        pure_modules()
+    )
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if "." in name))
+def test_imports_run_downwards(module: str) -> None:
+    assert room(module) in FLOORS, f"{module}: give its room a floor"
+    floor = FLOORS[room(module)]
+    for name in imports(module):
+        if not name.startswith("app."):
+            continue
+        other = room(name)
+        assert other == room(module) or FLOORS[other] < floor, f"{module} imports {name}"
+
+
+def test_no_module_imports_itself_around_a_corner() -> None:
+    def importers(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join([*path, module])
+        for name in imports(module):
+            if name in MODULES and name not in cleared:
+                importers(name, (*path, module))
+        cleared.add(module)
+
+    cleared: set[str] = set()
+    for module in MODULES:
+        importers(module, ())
+
+
+@pytest.mark.parametrize("directory", ["app", "alembic", "bench", "deploy", "examples", "tests"])
+def test_no_file_is_longer_than_500_lines(directory: str) -> None:
+    files = (path for path in (ROOT / directory).rglob("*") if path.suffix in CODE)
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in files}
+    too_long = {str(path.relative_to(ROOT)): size for path, size in lengths.items() if size > 500}
+    assert not too_long
+
+
+def test_only_one_module_of_the_log_makes_file_system_calls() -> None:
+    """The seam through which tests put faults must be the only way to the disk."""
+    calls = {"open", "pwrite", "write", "fsync", "fdatasync", "rename", "replace", "unlink"}
+    calls |= {"ftruncate", "truncate", "mkdir", "posix_fallocate"}
+    for module, path in MODULES.items():
+        if not module.startswith("app.wal.") or module == "app.wal.files":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = node.func.value
+                direct = isinstance(owner, ast.Name) and owner.id == "os"
+                assert not (direct and node.func.attr in calls), f"{module}:{node.lineno}"
