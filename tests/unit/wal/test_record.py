@@ -78,7 +78,7 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
 
 
 def test_what_is_framed_elsewhere_is_read_here() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "kind": "batch",
         "offset": 3,
         "first_command_id": 4,
@@ -90,7 +90,7 @@ def test_what_is_framed_elsewhere_is_read_here() -> None:
     assert crc_matches(data[FRAME_BYTES:], crc)
     decoded = decode_record(data[FRAME_BYTES:])
     assert isinstance(decoded, Batch)
-    assert plain(decoded.commands[0]) == fields["commands"][0]  # type: ignore[index]
+    assert plain(decoded.commands[0]) == fields["commands"][0]
 
 
 @pytest.mark.parametrize("value", [None, {"height": 1}, [1, 2], b"\0\1", "text", 5])
