@@ -96,11 +96,15 @@ def test_without_migrations_it_waits_and_says_so_and_goes_on_after_journal_migra
 def test_another_service_of_the_environment_keeps_it_out_until_it_is_gone(
     make_service: MakeService, database_url: str
 ) -> None:
-    """The second one has a directory of its own: both were begun when Postgres held nothing yet."""
+    """The second one began a log of its own when it could not ask Postgres."""
     first = make_service().start()
     with first.client() as client:
         wait_for(lambda: replication(client)["state"] == "streaming", "it holds the lock")
-    second = make_service(name="second").start()
+    second = make_service(name="second")
+    nowhere = "postgresql://postgres@127.0.0.1:1/postgres"
+    second.start(DATABASE_URL=nowhere, ALLOW_NEW_WAL="true", SHUTDOWN_TIMEOUT_S=0)
+    second.terminate()
+    second.start()
     key = advisory_key("replication", "development")
     with first.client() as client, second.client() as other:
         accepted(post(other, json_entry()))
@@ -199,7 +203,9 @@ def test_a_lost_connection_is_noticed_while_there_is_nothing_to_do(
         errors = metric(client, "ht_journal_replication_errors_total")
         end_connections(cluster, database_url)
         wait_for(lambda: "connection to Postgres was lost" in service.log, "it is noticed")
-        assert metric(client, "ht_journal_replication_errors_total") > errors
+        wait_for(
+            lambda: metric(client, "ht_journal_replication_errors_total") > errors, "it is counted"
+        )
         wait_for(lambda: replication(client)["state"] == "streaming", "it connects again")
     locks = """
         SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database

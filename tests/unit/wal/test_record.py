@@ -79,7 +79,7 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
 
 
 def test_what_is_framed_elsewhere_is_read_here() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "kind": "batch",
         "offset": 3,
         "first_command_id": 4,
@@ -91,7 +91,7 @@ def test_what_is_framed_elsewhere_is_read_here() -> None:
     assert crc_matches(data[FRAME_BYTES:], crc)
     decoded = decode_record(data[FRAME_BYTES:])
     assert isinstance(decoded, Batch)
-    assert plain(decoded.commands[0]) == fields["commands"][0]  # type: ignore[index]
+    assert plain(decoded.commands[0]) == fields["commands"][0]
 
 
 def test_the_parts_of_a_block_are_framed_with_its_commands() -> None:
