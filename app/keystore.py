@@ -7,7 +7,8 @@ password.
 
 import json
 import re
-from typing import Annotated, Final, Literal, cast
+import sys
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -80,20 +81,29 @@ def parse_keystore(content: Secret) -> Keystore | None:
 
 def open_keystore(keystore: Keystore, password: Secret) -> Secret | None:
     """Decrypt the key; None when this is not the password, or the keystore was changed."""
-    from eth_account import Account  # noqa: PLC0415 - see above
-
     # What was checked is what is opened, whatever else the file holds.
     checked = msgspec.to_builtins(keystore)
     try:
-        return Secret(bytes(Account.decrypt(checked, cast("str", password.reveal()))))
+        return Secret(bytes(_account().decrypt(checked, cast("str", password.reveal()))))
     except Exception:  # noqa: BLE001 - whatever it is, it must not get out
         return None
 
 
-def make_keystore(key: Secret, password: Secret) -> bytes:
-    """Encrypt a key of 32 bytes that is in the range of keys: the JSON, with scrypt."""
+def _account() -> Any:
+    """Load eth-account, leaving the recursion limit as it is.
+
+    A library that comes along raises it a hundredfold: a body that is nested deeply enough would
+    overflow the stack then, instead of being refused.
+    """
+    limit = sys.getrecursionlimit()
     from eth_account import Account  # noqa: PLC0415 - see above
 
+    sys.setrecursionlimit(limit)
+    return Account
+
+
+def make_keystore(key: Secret, password: Secret) -> bytes:
+    """Encrypt a key of 32 bytes that is in the range of keys: the JSON, with scrypt."""
     # By its types a password is text, but bytes it takes as they are.
-    keystore = Account.encrypt(key.reveal(), cast("str", password.reveal()))
+    keystore = _account().encrypt(key.reveal(), cast("str", password.reveal()))
     return json.dumps(keystore).encode() + b"\n"

@@ -1,10 +1,20 @@
 """Fixtures that any test may ask for."""
 
+import sys
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
 from tests.support.postgres_cluster import Cluster, running_cluster
+
+_RECURSION_LIMIT: Final = sys.getrecursionlimit()
+
+
+@pytest.fixture(autouse=True)
+def recursion_limit() -> None:
+    """Undo what libraries that only tests import do to the limit, as `app.keystore` does."""
+    sys.setrecursionlimit(_RECURSION_LIMIT)
 
 
 @pytest.fixture(scope="session")

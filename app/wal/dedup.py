@@ -6,7 +6,6 @@ its sync.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from threading import Lock
 from typing import NamedTuple
 
 _TRIM_AT = 1024
@@ -34,7 +33,6 @@ class DuplicateIndex:
         self._ends: list[int] = []
         self._last_ids: list[int] = []
         self._first = 0
-        self._changing = Lock()
         # Where the oldest covered record begins, so that the log is kept from there on; None when
         # empty. And the first command_id that is surely covered. Plain attributes, since other
         # threads read them.
@@ -57,14 +55,6 @@ class DuplicateIndex:
         """The end of the record that holds a covered command."""
         return self._ends[bisect_left(self._last_ids, command_id, lo=self._first)]
 
-    def record_of(self, command_id: int) -> tuple[int, int] | None:
-        """Where the record of a covered command begins and ends. Any thread."""
-        with self._changing:
-            at = bisect_left(self._last_ids, command_id, lo=self._first)
-            if at == len(self._last_ids) or command_id <= self._last_ids[at] - len(self._keys[at]):
-                return None
-            return self._offsets[at], self._ends[at]
-
     def add(
         self,
         offset: int,
@@ -74,17 +64,6 @@ class DuplicateIndex:
         fingerprints: Sequence[bytes],
     ) -> None:
         """Add the entries of a synced record, and drop records that are not needed any more."""
-        with self._changing:
-            self._add(offset, end, first_command_id, keys, fingerprints)
-
-    def _add(
-        self,
-        offset: int,
-        end: int,
-        first_command_id: int,
-        keys: Sequence[int],
-        fingerprints: Sequence[bytes],
-    ) -> None:
         ids = range(first_command_id, first_command_id + len(keys))
         self._known.update(zip(keys, zip(ids, fingerprints, strict=True), strict=True))
         self._keys.append(keys)

@@ -215,7 +215,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"a small file system can't be mounted: {mounted.stderr.decode().strip()}")
     yield path
-    subprocess.run(["umount", path], check=True)
+    # Lazily: a test that failed may have left files open.
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def test_a_full_disk_is_reported_and_the_store_goes_on_when_opened_anew(small_disk: Path) -> None:

@@ -24,6 +24,7 @@ FLOORS: Final = {
     "replay": 5,
     "replication": 5,
     "metrics": 6,
+    "verify": 6,
     "service": 7,
     "adopt": 8,
     "repair": 8,

@@ -1,6 +1,8 @@
 """Cold keys on disk: what is a key, and that no error shows any of it."""
 
 import json
+import subprocess
+import sys
 from hashlib import pbkdf2_hmac
 from pathlib import Path
 
@@ -252,3 +254,17 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 def test_without_a_cold_key_file_nothing_is_loaded() -> None:
     assert open_signer(load_settings({}), lambda: 0) is None
+
+
+def test_opening_a_keystore_leaves_the_recursion_limit() -> None:
+    """A library below eth-account raises it so far that a nested body overflows the stack."""
+    program = (
+        "import sys; limit = sys.getrecursionlimit(); "
+        "from app.keystore import make_keystore; from app.secret_file import Secret; "
+        "make_keystore(Secret(bytes(31) + b'\\1'), Secret(b'password')); "
+        "print(limit == sys.getrecursionlimit())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"

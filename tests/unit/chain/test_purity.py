@@ -7,7 +7,10 @@ import pytest
 
 import app.chain
 
-PURE = ["hashing", "merkle", "sparse", "header", "authority", "pipeline", "signer"]
+PURE = [
+    "hashing", "merkle", "sparse", "header", "authority", "pipeline", "signer", "position",
+    "verify",
+]  # fmt: skip
 ALLOWED = {
     "app", "coincurve", "collections", "itertools", "msgspec", "struct", "tiny_keccak", "typing",
 }  # fmt: skip
