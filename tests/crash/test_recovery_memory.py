@@ -22,7 +22,7 @@ BATCH = 500
 SIZES_MIB = [256, 1024] if os.environ.get("TEST_LARGE") else [256]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("size_mib", SIZES_MIB)
 def test_recovering_a_long_unreplicated_tail_takes_less_than_100_mib(
     tmp_path: Path, size_mib: int

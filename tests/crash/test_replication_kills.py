@@ -51,7 +51,7 @@ def assert_replicated_once(
 
 
 def await_acks(replay: ReplayProcess, count: int) -> None:
-    wait_for(lambda: replay.acknowledged() >= count, f"{count} acknowledgements", 60)
+    wait_for(lambda: replay.acknowledged() >= count, f"{count} acknowledgements", 120)
 
 
 def is_streaming(service: Service) -> Callable[[], bool]:
@@ -62,7 +62,7 @@ def is_streaming(service: Service) -> Callable[[], bool]:
     return ask
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_ingest_does_not_notice_that_replication_is_killed_and_nothing_is_replicated_twice(
     tmp_path: Path, database_url: str, feed: Feed, rng: Random
 ) -> None:
@@ -106,7 +106,7 @@ def _kill_replication(service: Service, database_url: str, rng: Random) -> None:
     process.wait(10)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_ingest_does_not_notice_that_postgres_crashes_and_nothing_is_replicated_twice(
     tmp_path: Path, feed: Feed, rng: Random
 ) -> None:

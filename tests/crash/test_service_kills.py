@@ -34,7 +34,7 @@ def kill_points(rng: Random, total: int, count: int) -> list[int]:
 
 
 def await_point(replay: ReplayProcess, point: int) -> None:
-    wait_for(lambda: replay.acknowledged() >= point, f"{point} acknowledgements", 60)
+    wait_for(lambda: replay.acknowledged() >= point, f"{point} acknowledgements", 120)
     assert replay.is_running, "the replay ended before the last kill"
 
 
@@ -75,7 +75,7 @@ def audit(service: Service, feed: Feed, replay: ReplayProcess, url: str, in_flig
     assert service.terminate() == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_whole_feed_survives_kills_of_the_whole_service(
     tmp_path: Path, database_url: str, feed: Feed, rng: Random
 ) -> None:
@@ -96,7 +96,7 @@ def test_the_whole_feed_survives_kills_of_the_whole_service(
             audit(service, feed, replay, database_url, in_flight=8)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_whole_feed_survives_kills_of_the_worker_alone_while_the_log_is_given_back(
     tmp_path: Path, database_url: str, feed: Feed, rng: Random
 ) -> None:

@@ -31,7 +31,7 @@ _fresh_uuids = st.builds(lambda: UUID(int=next(_numbers)))
 _requests = st.lists(strategies.entries(_fresh_uuids), min_size=1, max_size=ENTRIES_A_REQUEST)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_any_valid_entry_survives_request_log_recovery_and_postgres_unchanged(
     tmp_path: Path, database_url: str
 ) -> None:

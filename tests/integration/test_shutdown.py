@@ -81,8 +81,9 @@ def test_while_draining_open_connections_get_503_with_the_reason(
         assert readiness.status_code == 503
         assert readiness.json()["parts"]["wal"]["state"] == "shutting down"
         assert service.wait() == 0
-        # The connection is still open: the service does not wait for its client.
-        assert 2.5 < monotonic() - started < 8
+        assert monotonic() - started > 2.5
+    # The connection was still open: the service did not wait for its client, nor was it killed.
+    assert "refused to gracefully stop" not in service.log
 
 
 def not_accepted(client: httpx.Client) -> httpx.Response | None:
@@ -136,7 +137,7 @@ def test_postgres_out_of_reach_ends_the_drain_at_its_limit_and_nothing_is_lost(
             accepted(post(client, json_entry()))
         started = monotonic()
         assert service.terminate() == 0
-        assert 1.5 < monotonic() - started < 6
+        assert 1.5 < monotonic() - started < 15
     assert "replication behind" in service.log
     assert count(database_url) == 0
     service.start()

@@ -123,7 +123,8 @@ def assert_exactly_once(
         for command_id, command in commands.items()
     }
     assert len(numbers) == len(commands), "an entry was journaled twice"
-    kept = {uuid: number for uuid, number in given.items() if number >= min(commands)}
+    oldest = min(commands)
+    kept = {uuid: number for uuid, number in given.items() if number >= oldest}
     assert numbers == kept, "the WAL has other command_ids than were acknowledged"
     assert kept_from or kept == given, "the WAL has lost its beginning"
     for uuid, command_id in kept.items():
