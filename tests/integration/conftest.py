@@ -1,14 +1,18 @@
-"""One running service for all tests that change nothing but the journal itself."""
+"""A running service for all tests that change nothing but the journal, and a sink for each test."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import asyncpg
 import httpx
 import pytest
 
+from app.replication.postgres import Sink
+from tests.support.block_chain import BlockChain
 from tests.support.postgres_cluster import Cluster
+from tests.support.replication_sink import ENVIRONMENT
 from tests.support.service import Service
 
 
@@ -58,3 +62,24 @@ def make_service(tmp_path: Path, database_url: str) -> Iterator[MakeService]:
             return running.enter_context(service)
 
         yield make
+
+
+@pytest.fixture
+async def sink(database_url: str) -> AsyncIterator[Sink]:
+    """Replicates into the test's own database."""
+    connected = await Sink.connect(database_url, ENVIRONMENT)
+    yield connected
+    await connected.close()
+
+
+@pytest.fixture
+async def observer(database_url: str) -> AsyncIterator[Any]:
+    """A further connection to the test's own database."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def chain() -> BlockChain:
+    return BlockChain()

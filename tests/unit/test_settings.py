@@ -117,7 +117,7 @@ def test_a_bad_value_is_named_with_its_setting_and_what_is_allowed_in_one_line(
 def test_a_variable_that_names_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt safeguard is no safeguard."""
     monkeypatch.setenv("JOURNAL_WAL_TIAL", "strict")
-    with pytest.raises(SettingsError, match=r"JOURNAL_WAL_TIAL='strict': there is no such setting"):
+    with pytest.raises(SettingsError, match=r"JOURNAL_WAL_TIAL: there is no such setting"):
         load_settings()
 
 

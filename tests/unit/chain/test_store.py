@@ -1,5 +1,5 @@
-import stat
-from collections.abc import Callable, Iterator
+"""What is applied to the commitment store is read again, whole, by any thread."""
+
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,22 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from app.chain import merkle, rocks, sparse, store_format
+from app.chain import merkle, rocks, store_format
 from app.chain.header import Delegation
 from app.chain.merkle import LogReader, consistency_proof, inclusion_proof
 from app.chain.pipeline import ChainState
-from app.chain.rocks import Rocks
-from app.chain.sparse import Branch, NodeKey, TreeState
 from app.chain.store import CommitmentStore, StoredBlock
-from app.errors import (
-    InvariantError,
-    StartRefused,
-    StoreCorrupt,
-    StoreFailed,
-    WalLocked,
-)
+from app.errors import InvariantError, StoreCorrupt, StoreFailed
 from tests.support.store_blocks import (
-    ENVIRONMENT,
     RECORD_BYTES,
     WAL_ID,
     apply,
@@ -39,18 +30,6 @@ from tests.support.store_blocks import (
     with_leaves,
 )
 from tests.unit.chain import reference
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "commitments"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[CommitmentStore]:
-    opened = open_store(path)
-    yield opened
-    opened.close()
 
 
 def reopened(store: CommitmentStore, path: Path) -> CommitmentStore:
@@ -239,122 +218,6 @@ def test_an_intent_log_of_its_own_is_kept_beside_the_command_log(
     store.close()
 
 
-# Tree versions.
-
-
-class Forest:
-    """State and risk trees of many leaves, changed at random places, in a pruned store."""
-
-    def __init__(self, path: Path, window: int | None) -> None:
-        self.path = path
-        self.store = open_store(path, window)
-        self.tops: list[tuple[TreeState, TreeState]] = []
-        self.written: tuple[set[NodeKey], set[NodeKey]] = (set(), set())
-
-    def grow(self, *versions: int) -> None:
-        for version in versions:
-            state, risk = (
-                sparse.prepare(top, read, self.changes(version, salt), version)
-                for salt, (top, read) in enumerate(
-                    [
-                        (self.store.state.state, self.store.read_node),
-                        (self.store.state.risk, self.store.read_risk_node),
-                    ]
-                )
-            )
-            batch = [command(version)]
-            block = prepare(self.store, batch)._replace(state=state)
-            apply(self.store, batch, prepared=with_leaves(block, state=state, risk=risk))
-            self.tops.append((state.state, risk.state))
-            self.written[0].update(state.written)
-            self.written[1].update(risk.written)
-
-    def reopen(self, window: int | None) -> None:
-        self.store.close()
-        self.store = open_store(self.path, window)
-
-    def changes(self, version: int, salt: int) -> dict[bytes, bytes | None]:
-        """Sets two of 16 leaves and, at times, deletes one."""
-        return {
-            reference.keccak(bytes([salt, version * step % 16])): value
-            for step, value in ((7, bytes([version])), (3, b"x"), (5, None))
-        }
-
-    def needed(self, *versions: int) -> tuple[set[NodeKey], set[NodeKey]]:
-        keys: tuple[set[NodeKey], set[NodeKey]] = (set(), set())
-        readers = self.store.read_node, self.store.read_risk_node
-        for version in versions:
-            for top, read, found in zip(self.tops[version], readers, keys, strict=True):
-                if top.version is not None:
-                    _collect(read, NodeKey(0, 0, top.version), found)
-        return keys
-
-    def kept(self) -> tuple[set[NodeKey], set[NodeKey]]:
-        """Which of the nodes that were ever written can still be read."""
-        readers = self.store.read_node, self.store.read_risk_node
-        state, risk = (
-            {key for key in written if _is_there(read, key)}
-            for written, read in zip(self.written, readers, strict=True)
-        )
-        return state, risk
-
-
-def _is_there(read: sparse.TreeReader, key: NodeKey) -> bool:
-    try:
-        read(key)
-    except StoreCorrupt:
-        return False
-    return True
-
-
-def _collect(read: sparse.TreeReader, key: NodeKey, found: set[NodeKey]) -> None:
-    found.add(key)
-    node = read(key)
-    if isinstance(node, Branch):
-        for bit, child in enumerate((node.left, node.right)):
-            if child is not None:
-                place = NodeKey(key.depth + 1, key.path << 1 | bit, child.version)
-                _collect(read, place, found)
-
-
-@pytest.mark.parametrize("window", [1, 2, 5, 100])
-def test_pruning_leaves_what_the_kept_versions_need_and_nothing_else(
-    path: Path, window: int
-) -> None:
-    forest = Forest(path, window)
-    for version in range(20):
-        forest.grow(version)
-        kept = range(max(version - window + 1, 0), version + 1)
-        assert forest.kept() == forest.needed(*kept)
-    forest.store.close()
-
-
-def test_without_pruning_every_version_can_be_read(path: Path) -> None:
-    forest = Forest(path, None)
-    forest.grow(*range(20))
-    assert forest.kept() == forest.needed(*range(20)) == forest.written
-    forest.store.close()
-
-
-def test_pruning_that_is_turned_on_later_works_off_what_has_gathered(path: Path) -> None:
-    forest = Forest(path, None)
-    forest.grow(*range(20))
-    forest.reopen(3)
-    forest.grow(20, 21)
-    assert forest.kept() != forest.needed(19, 20, 21)
-    forest.grow(22)
-    assert forest.kept() == forest.needed(20, 21, 22)
-    forest.reopen(3)
-    forest.grow(23)
-    assert forest.kept() == forest.needed(21, 22, 23)
-    forest.store.close()
-
-
-def test_a_window_of_no_version_is_not_possible(path: Path) -> None:
-    with pytest.raises(InvariantError):
-        CommitmentStore.open(path, ENVIRONMENT, prune_window=0, pruning_enabled=True)
-
-
 # What is not applied.
 
 
@@ -379,194 +242,6 @@ def test_a_block_that_does_not_follow_is_not_applied(store: CommitmentStore, pat
     assert (store.state, store.wal_offset) == (state, offset)
     store.apply(own[0], own[0].header, None, own[1], "a new log", 1)
     assert (store.wal_id, store.wal_offset) == ("a new log", 1)
-    store.close()
-
-
-# Opening.
-
-
-def test_another_environment_is_refused(store: CommitmentStore, path: Path) -> None:
-    store.close()
-    with pytest.raises(StartRefused, match="'test', not 'production'"):
-        CommitmentStore.open(path, "production", prune_window=1, pruning_enabled=False)
-    open_store(path).close()
-
-
-def test_a_newer_format_is_refused(store: CommitmentStore, path: Path) -> None:
-    store.close()
-    newer = {"format": store_format.FORMAT + 1, "environment": "any", "else": 1}
-    edit(path, lambda database: database.write([(b"!cursor", store_format.encode(newer))]))
-    with pytest.raises(StartRefused, match="newer release"):
-        open_store(path)
-
-
-def test_only_one_may_have_the_store_open(store: CommitmentStore, path: Path) -> None:
-    with pytest.raises(WalLocked):
-        open_store(path)
-
-
-def test_nobody_else_may_read_the_store(path: Path) -> None:
-    path.mkdir(parents=True)
-    path.chmod(0o755)
-    store = open_store(path)
-    apply(store, [command(0)])
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    for file in path.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-    store.close()
-
-
-@pytest.mark.parametrize("name", ["OPTIONS*", "IDENTITY", "*.json", "LOG"])
-def test_files_that_hold_no_data_are_not_needed(path: Path, name: str) -> None:
-    build(path)
-    without(name)(path)
-    store = open_store(path)
-    assert store.state.height == 3
-    store.close()
-
-
-def test_a_path_that_is_no_directory_is_an_operating_error(tmp_path: Path) -> None:
-    (tmp_path / "commitments").write_bytes(b"")
-    with pytest.raises(StoreFailed, match="commitments"):
-        open_store(tmp_path / "commitments")
-
-
-def test_a_closed_store_is_not_read_and_can_be_closed_again(store: CommitmentStore) -> None:
-    apply(store, [command(0)])
-    store.close()
-    store.close()
-    for read in (
-        lambda: store.block(0),
-        lambda: store.command_log(0, 0),
-        store.authorities,
-        lambda: store.read_node(NodeKey(0, 0, 0)),
-        lambda: apply(store, [command(1)]),
-    ):
-        with pytest.raises(StoreFailed, match="is closed"):
-            read()
-
-
-def edit(path: Path, change: Callable[[Rocks], None]) -> None:
-    database = Rocks.open(path)
-    change(database)
-    database.close()
-
-
-def build(path: Path) -> None:
-    store = open_store(path)
-    for batch in batches_of(3, 1, 2):
-        apply(store, batch)
-    store.close()
-
-
-def deleting(key: bytes) -> Callable[[Path], None]:
-    return lambda path: edit(path, lambda database: database.write([], [key]))
-
-
-def setting(key: bytes, value: bytes) -> Callable[[Path], None]:
-    return lambda path: edit(path, lambda database: database.write([(key, value)]))
-
-
-def without(pattern: str) -> Callable[[Path], None]:
-    def unlink(path: Path) -> None:
-        for file in path.glob(pattern):
-            file.unlink()
-
-    return unlink
-
-
-def flipped(pattern: str) -> Callable[[Path], None]:
-    def flip(path: Path) -> None:
-        for file in path.glob(pattern):
-            data = bytearray(file.read_bytes())
-            data[len(data) // 3] ^= 1
-            file.write_bytes(data)
-
-    return flip
-
-
-def emptied(pattern: str) -> Callable[[Path], None]:
-    def empty(path: Path) -> None:
-        for file in path.glob(pattern):
-            file.write_bytes(b"")
-
-    return empty
-
-
-def exchange_blocks(path: Path) -> None:
-    """Put block 0 in the place of block 1."""
-
-    def change(database: Rocks) -> None:
-        value = database.get(store_format.block_key(0))
-        assert value is not None
-        database.write([(store_format.block_key(1), value)])
-
-    edit(path, change)
-
-
-GLOBAL_NODE = store_format.tree_key(store_format.STATE_TREE, NodeKey(0, 0, 2))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (deleting(b"!cursor"), "the cursor is missing"),
-        (setting(b"!cursor", b"\xc1"), "the cursor does not decode"),
-        (deleting(store_format.run_key(b"l", 2, 0)), "node 0 at level 2 of log 'l' is missing"),
-        (setting(store_format.run_key(b"l", 1, 2), bytes(32)), "expected Roots"),
-        (deleting(store_format.run_key(b"o", 2, 0)), "node 0 at level 2 of log 'o' is missing"),
-        (deleting(GLOBAL_NODE), "the tree node .* is missing"),
-        (setting(GLOBAL_NODE, b"?"), "does not decode"),
-        (setting(GLOBAL_NODE, bytes(65)), "the root of tree 's': expected"),
-        (deleting(store_format.block_key(2)), "block 2 is missing"),
-        (deleting(store_format.block_key(0)), "block 0 is missing"),
-        (setting(store_format.block_key(1), b"\x80"), "block 1 does not decode"),
-        (exchange_blocks, "block 0: block_hash: expected"),
-        (setting(b"!synced", (4).to_bytes(8, "big")), "4 blocks were durable, 3 are there"),
-        (without("CURRENT"), "CURRENT is missing"),
-        (without("*.sst"), "No such file"),
-        (without("MANIFEST*"), "No such file"),
-        (flipped("MANIFEST*"), "Corruption"),
-        (flipped("CURRENT"), "CURRENT file corrupted"),
-        (flipped("*.sst"), "Corruption"),
-        (emptied("CURRENT"), "Corruption"),
-        (emptied("*.sst"), "Corruption"),
-    ],
-)
-def test_a_damaged_store_is_noticed_when_opened_and_can_be_rebuilt(
-    path: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    build(path)
-    damage(path)
-    with pytest.raises(StoreCorrupt, match=message) as caught:
-        open_store(path)
-    assert "journal commitments rebuild" in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-def test_blocks_before_the_last_sync_are_not_read_again(path: Path) -> None:
-    build(path)
-    store = open_store(path)
-    store.sync()
-    apply(store, [command(9)])
-    store.close()
-    deleting(store_format.block_key(0))(path)
-    store = open_store(path)
-    assert store.state.height == 4
-    with pytest.raises(StoreCorrupt, match="block 0 is missing"):
-        store.block(0)
-    store.close()
-    deleting(store_format.block_key(2))(path)
-    with pytest.raises(StoreCorrupt, match="block 2 is missing"):
-        open_store(path)
-
-
-def test_a_creation_that_was_cut_off_is_begun_again(path: Path) -> None:
-    path.mkdir(parents=True)
-    for name in ("LOCK", "LOG", "IDENTITY", "MANIFEST-000001", "000001.dbtmp"):
-        (path / name).touch()
-    store = open_store(path)
-    apply(store, [command(0)])
     store.close()
 
 

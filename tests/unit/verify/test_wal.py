@@ -22,7 +22,7 @@ from app.wal.files import FileSystem
 from app.wal.record import FRAME_BYTES, Batch
 from app.wal.retention import give_back
 from app.wal.segments import segment_name
-from tests.support.journal_entries import make_entry, make_event, make_full_entry
+from tests.support.journal_entries import make_batch, make_entry, make_event, make_full_entry
 from tests.support.signed_chain import COLD_ADDRESS, GENESIS, SignedChain, blocks_of, write_wal
 
 TERMS = Terms(frozenset({COLD_ADDRESS}))
@@ -348,3 +348,59 @@ def test_records_given_back_while_they_are_read_can_not_be_checked(tmp_path: Pat
     write_checkpoint(FileSystem(), tmp_path / "checkpoint.json", checkpoint)
     with pytest.raises(Unverifiable, match="given back while"):
         verify(tmp_path)
+
+
+# -- what only looks like a part ----------------------------------------------------------------
+
+
+def test_a_missing_first_block_is_a_fault_where_the_log_begins_with_the_journal(
+    tmp_path: Path,
+) -> None:
+    batches = some_batches(3)
+    ids_go_on = replace(GENESIS, first_command_id=4)
+    write_wal(tmp_path / "first", [make_batch(1, make_entry()), *batches[1:]])
+    write_wal(tmp_path / "adopted", batches[1:], genesis=ids_go_on)
+    assert fault_of(tmp_path / "first").height == 0
+    with pytest.raises(Unverifiable, match="an earlier log"):
+        verify(tmp_path / "adopted")
+    assert verify(tmp_path / "adopted", position_at(batches, 1)).blocks == 2
+
+
+def test_a_missing_segment_without_blocks_is_a_fault(tmp_path: Path) -> None:
+    making = SignedChain()
+    write_wal(
+        tmp_path,
+        [making.signed(tick())],
+        [making.signed(make_entry())],
+        [making.signed(tick())],
+    )
+    sorted(tmp_path.iterdir())[1].unlink()
+    fault = fault_of(tmp_path)
+    assert (fault.height, "goes on at" in fault.found) == (1, True)
+
+
+def test_an_empty_segment_is_a_fault(tmp_path: Path) -> None:
+    end = write_wal(tmp_path, some_batches(2))[-1]
+    (tmp_path / segment_name(end)).touch()
+    assert fault_of(tmp_path).found == "the segment is empty"
+
+
+def test_zeros_behind_the_genesis_of_a_later_segment_were_records_once(tmp_path: Path) -> None:
+    batches = some_batches(6)
+    offsets = write_wal(tmp_path, batches[:2], batches[2:4], batches[4:])
+    path = tmp_path / sorted(tmp_path.iterdir())[1].name
+    log = bytearray(path.read_bytes())
+    start = int(path.stem)
+    log[offsets[2] - start : offsets[3] - start] = bytes(offsets[3] - offsets[2])
+    path.write_bytes(log)
+    assert fault_of(tmp_path).height == 2
+
+
+def test_a_length_that_points_past_the_end_of_an_earlier_segment_is_a_fault(tmp_path: Path) -> None:
+    batches = some_batches(4)
+    offsets = write_wal(tmp_path, batches[:2], batches[2:])
+    path = tmp_path / segment_name(0)
+    log = bytearray(path.read_bytes())
+    log[offsets[1] + 2] ^= 1
+    path.write_bytes(log)
+    assert fault_of(tmp_path).height == 1
