@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from msgspec.structs import replace
 
+from app import failpoints
 from app.errors import DatabaseUnavailable, ReplicationRefused
 from app.model.entry import Entry
 from app.replication.block_rows import blocks_of
@@ -228,7 +229,9 @@ class Sink:
         await self._connection.execute("BEGIN")
         try:
             yield
+            failpoints.reach(failpoints.BEFORE_COMMIT)
             await self._connection.execute("COMMIT")
+            failpoints.reach(failpoints.AFTER_COMMIT)
         except BaseException as error:
             if isinstance(error, Exception) and is_content_error(error):
                 await self._connection.execute("ROLLBACK")

@@ -17,6 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from app import failpoints
 from app.errors import CorruptionError, DiskFull
 from app.replication.link import Progressed
 from app.wal.checkpoint import Checkpoint, write_checkpoint
@@ -146,6 +147,7 @@ class CheckpointKeeper:
             async with self._written:
                 self._written.notify_all()
         if self._given_back < wanted.retained_offset:
+            failpoints.reach(failpoints.CHECKPOINT_WRITTEN)
             await self._give_back(wanted.retained_offset)
         return True
 

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from app import failpoints
 from app.chain.header import Delegation, Header, Roots
 from app.errors import DiskFull, EntryFault, RequestConflict, Unavailable
 from app.model.codec import PreparedRequest
@@ -278,17 +279,21 @@ class WalWriter(Generic[Pending]):
         if plan.keys:
             try:
                 block = self._blocks.prepare(plan.entries) if self._blocks else None
+                failpoints.reach(failpoints.BLOCK_PREPARED)
                 offset, appended = self._append(plan, block)
+                failpoints.reach(failpoints.RECORD_APPENDED)
             except DiskFull as error:
                 failure = error
             else:
                 append_s = perf_counter() - taken_at
                 self._log.sync()
+                failpoints.reach(failpoints.RECORD_SYNCED)
                 sync_s = perf_counter() - taken_at - append_s
                 self._next_command_id += len(plan.keys)
                 self.index.add(offset, appended, first_command_id, plan.keys, plan.fingerprints)
                 if self._blocks:
                     self._blocks.applied(block, first_command_id, appended)
+                failpoints.reach(failpoints.BLOCK_APPLIED)
         written = _Written(first_command_id, self._log.end, failure, block)
         self._deliver(
             Committed(
