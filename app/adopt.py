@@ -62,7 +62,7 @@ async def _adopt(files: FileSystem, settings: Settings, database_url: str) -> st
         await sink.close()
     return (
         f"began the log {wal_id} of environment {settings.environment!r} behind command_id "
-        f"{progress.last_command_id} and {height} blocks; the next entry gets {first}"
+        f"{progress.last_command_id}; the next entry gets {first}; {height} blocks were rebuilt"
     )
 
 

@@ -50,6 +50,7 @@ class CheckpointKeeper:
         keep_from: Callable[[], int],
         on_given_back: Callable[[int], None],
         sync_commitments: Callable[[], int] | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.current = start
         self._files = files
@@ -57,6 +58,7 @@ class CheckpointKeeper:
         self._wal_dir = wal_dir
         self._keep_from = keep_from
         self._sync_commitments = sync_commitments
+        self._on_fatal = on_fatal
         self._on_given_back = on_given_back
         self._wanted = start
         self._given_back = start.retained_offset
@@ -71,6 +73,7 @@ class CheckpointKeeper:
     def start(self) -> None:
         """Start the task that writes."""
         self._task = asyncio.create_task(self._run(), name="checkpoint-keeper")
+        self._task.add_done_callback(self._notice_death)
 
     def progressed(self, progress: Progressed) -> None:
         """Replication is at another place now; an earlier one, after a restored backup."""
@@ -108,6 +111,11 @@ class CheckpointKeeper:
         self._urgent.set()
         await self._task
         await self._write()
+
+    def _notice_death(self, task: "asyncio.Task[None]") -> None:
+        """Without a keeper the log would only grow: what ends it ends the service."""
+        if self._on_fatal and not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fatal(error)
 
     async def _run(self) -> None:
         while not self._stopping:

@@ -156,6 +156,7 @@ class Journal:
             partial(self._keep_from, opened),
             self.metrics.hole_punched.inc,
             blocks.sync,
+            stop_at_once,
         )
         self._keeper.start()
         self._writer = WalWriter(
