@@ -68,7 +68,9 @@ def readiness(client: httpx.Client) -> tuple[int, dict[str, str]]:
 
 def test_ready_names_each_part_and_its_state(client: httpx.Client) -> None:
     flush(client)
-    assert readiness(client) == (200, {"wal": "ok", "disk": "ok", "replication": "streaming"})
+    parts = {"wal": "ok", "disk": "ok", "replication": "streaming"}
+    parts |= {"commitments": "ok", "signing": "off"}
+    assert readiness(client) == (200, parts)
     assert decoded(client.get("/healthz")) == {"status": "ok"}
 
 

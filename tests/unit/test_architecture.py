@@ -104,11 +104,8 @@ def reached(module: str) -> dict[str, str]:
 
 
 def pure_modules() -> list[str]:
-    pure = ["app.wal.record"]
-    for module in MODULES:
-        if room(module) in ("model", "chain"):
-            pure.append(module)
-    return sorted(pure)
+    pure = (module for module in MODULES if room(module) in {"model", "chain"})
+    return sorted(["app.wal.record", *pure])
 
 
 def room(module: str) -> str:
