@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -52,6 +53,17 @@ def send(
 ) -> httpx.Response:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.post("/entries", content=content, headers={"content-type": content_type, **names})
+
+
+def answered_early(service: Service, http2: bool, content: bytes, accept: str) -> httpx.Response:
+    """The answer to a body of which the server reads nothing.
+
+    httpcore now and then loses track of an HTTP/2 stream that is answered while it still sends.
+    """
+    for _ in range(5):
+        with service.client(http2=http2) as client, suppress(httpx.LocalProtocolError):
+            return send(client, content, accept=accept)
+    raise AssertionError("five times, the client library did not get to the answer")
 
 
 def problem(
@@ -123,9 +135,8 @@ def test_415_another_content_encoding(client: httpx.Client, encoding: str, accep
 def test_413_a_body_that_says_it_is_too_large(
     shared_service: Service, accept: str, http2: bool
 ) -> None:
-    with shared_service.client(http2=http2) as client:
-        response = send(client, bytes(16 * MIB + 1), accept=accept)
-        assert str(16 * MIB) in problem(response, 41301, accept)["detail"]
+    response = answered_early(shared_service, http2, bytes(16 * MIB + 1), accept)
+    assert str(16 * MIB) in problem(response, 41301, accept)["detail"]
 
 
 def test_413_is_answered_before_a_body_that_says_it_is_too_large_is_sent(
