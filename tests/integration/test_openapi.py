@@ -77,6 +77,13 @@ def test_the_document_holds_every_call(document: dict[str, Any]) -> None:
     assert calls == {*OPERATIONS, ("GET", "/blocks/stream")}
 
 
+def test_patterns_are_written_as_json_schema_reads_them(document: dict[str, Any]) -> None:
+    r"""Python's `\Z` for the end of a text is a plain Z elsewhere."""
+    event = document["components"]["schemas"]["Event"]["properties"]["event_type"]
+    assert event["pattern"] == "^[A-Za-z][A-Za-z0-9_]{0,63}$"
+    assert r"\Z" not in str(document)
+
+
 def test_the_page_for_people_is_served(client: httpx.Client) -> None:
     response = client.get("/docs")
     assert response.headers["content-type"].startswith("text/html")
