@@ -53,6 +53,10 @@ lint-docker: $(TOOLS) ## Check the Dockerfile
 image: ## Build the container image (needs Docker)
 	@docker build --tag journal .
 
+.PHONY: bench-blocks
+bench-blocks: $(DEVELOPING) ## Measure what blocks cost (two services side by side, some minutes)
+	@$(BIN)/python bench/blocks.py $(ARGS)
+
 .PHONY: lock
 lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer versions)
 	@UPGRADE=$(UPGRADE) sh deploy/lock.sh

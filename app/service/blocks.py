@@ -148,7 +148,9 @@ class BlockProducer:
         self._applied_end = end
 
     def height_of(self, request_uuid: bytes) -> int | None:
-        """The block that covers a command; None when none does."""
+        """The block that covers a command; None when none does, or the store can't tell now."""
+        if self._starved:
+            return None
         leaf = self.store.leaf_of(request_uuid)
         return None if leaf is None else self.store.height_of_leaf(leaf[0])
 
