@@ -53,6 +53,10 @@ lint-docker: $(TOOLS) ## Check the Dockerfile
 image: ## Build the container image (needs Docker)
 	@docker build --tag journal .
 
+.PHONY: test-large
+test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery of a log of 1 GiB
+	@TEST_LARGE=1 $(BIN)/pytest tests/crash/test_recovery_memory.py $(ARGS)
+
 .PHONY: bench-blocks
 bench-blocks: $(DEVELOPING) ## Measure what blocks cost (two services side by side, some minutes)
 	@$(BIN)/python bench/blocks.py $(ARGS)

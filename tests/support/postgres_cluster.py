@@ -114,7 +114,7 @@ def _docker_answers() -> bool:
 
 @contextmanager
 def _container() -> Iterator[Cluster]:
-    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415 - likewise
+    from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - likewise
 
     with PostgresContainer(IMAGE, driver=None) as container:
         yield Cluster(container.get_connection_url())
