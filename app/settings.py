@@ -6,6 +6,7 @@ is no safeguard.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_address
@@ -20,6 +21,8 @@ from app.chain.pipeline import ALL_COMMANDS
 from app.errors import SettingsError
 from app.model.entry import TypeName
 
+# What a URL has between its user and its host.
+_PASSWORD: Final = re.compile(r"(//[^/@:]*:)[^@]*@")
 ENV_PREFIX: Final = "JOURNAL_"
 EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
@@ -246,7 +249,9 @@ def _first_line(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:
         return message
-    return f"{setting_name(str(fault['loc'][0]))}={str(fault['input'])!r}: {message}"
+    field = str(fault["loc"][0])
+    value = _PASSWORD.sub(r"\1…@", str(fault["input"]))
+    return f"{setting_name(field)}={value!r}: {message}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -97,7 +97,11 @@ class ReplicationSupervisor:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            code = await self._run_once()
+            try:
+                code = await self._run_once()
+            except OSError as error:  # no process or descriptor to be had: try again later
+                _log.error("the replication process can't be started: %s", error)
+                code = None
             if self._draining and code == 0:
                 return
             self._on_death()

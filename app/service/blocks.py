@@ -12,7 +12,7 @@ from typing import Protocol
 from app.chain.header import NO_SIGNER, Delegation, Header, Roots
 from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
 from app.chain.store import BlockCommand, CommitmentStore
-from app.errors import DiskFull
+from app.errors import DiskFull, OutsideWindow
 from app.model.entry import Entry
 
 _log = logging.getLogger(__name__)
@@ -108,19 +108,27 @@ class BlockProducer:
         indices = block_indices(entries, self._block_commands)
         if not indices:
             return None
-        hot = None if self._signer is None else self._signer.current()
         commands = [entries[index] for index in indices]
-        prepared = prepare_block(
-            self.store.state,
-            self.store.read_node,
-            commands,
-            entries[-1].received_ts_ms,
-            NO_SIGNER if hot is None else hot.address,
-        )
-        header = prepared.header if hot is None else hot.sign_header(prepared.header)
+        hot = None if self._signer is None else self._signer.current()
+        prepared = self._prepare(commands, entries[-1].received_ts_ms, hot)
+        header = prepared.header
+        if hot is not None:
+            try:
+                header = hot.sign_header(header)
+            except OutsideWindow as error:  # the clock has jumped since the key was asked for
+                _log.warning("block %d stays unsigned: %s", header.batch_seq, error)
+                hot = None
+                prepared = self._prepare(commands, entries[-1].received_ts_ms, hot)
+                header = prepared.header
         new = hot is not None and hot.address != self._journaled
         authority = hot.delegation if hot is not None and new else None
         return PendingBlock(prepared, header, indices, commands, authority)
+
+    def _prepare(
+        self, commands: Sequence[Entry], timestamp: int, hot: HotKey | None
+    ) -> PreparedBlock:
+        signer = NO_SIGNER if hot is None else hot.address
+        return prepare_block(self.store.state, self.store.read_node, commands, timestamp, signer)
 
     def applied(self, pending: PendingBlock | None, first_command_id: int, end: int) -> None:
         """The record is durable: apply its block, if it has one."""

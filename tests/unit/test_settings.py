@@ -169,3 +169,10 @@ def test_settings_do_not_change() -> None:
 def test_every_setting_says_what_it_means(field: str) -> None:
     assert Settings.model_fields[field].description
     assert setting_name(field) == f"JOURNAL_{field.upper()}"
+
+
+def test_the_password_in_a_refused_database_url_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(database_url="mysql://user:hunter2@host/db")
+    assert "hunter2" not in str(caught.value)
+    assert "mysql://user:…@host/db" in str(caught.value)
