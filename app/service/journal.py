@@ -106,7 +106,8 @@ class Journal:
         opened = await asyncio.to_thread(
             open_log, self._files, settings, syncer, held, _now_ms, store
         )
-        await check_newest_block(dsn, settings.environment, store)
+        if held is not None:  # else Postgres is known to be away
+            await check_newest_block(dsn, settings.environment, store)
         self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
         if held and held.progress:
             self.dead_letters = held.progress.dead_letters
