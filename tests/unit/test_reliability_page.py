@@ -1,0 +1,36 @@
+"""What `docs/reliability.md` points at is there: a row whose test is gone promises nothing."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+_REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)`")
+_SHOWN_BY = re.compile(r"`[\w/]+\.py::\w+`|`make [\w-]+`")
+_ROW = re.compile(r"^\|(?P<cells>.+)\|$", re.MULTILINE)
+
+
+def test_every_test_that_a_row_names_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    references = set(_REFERENCE.findall(page))
+    assert references
+    missing = [f"{path}::{name}" for path, name in references if name not in functions_of(path)]
+    assert missing == []
+
+
+def test_every_fault_has_an_outcome_and_a_test() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    faults = page[page.index("## Faults") : page.index("## From a bug to a command")]
+    rows = [row["cells"] for row in _ROW.finditer(faults)]
+    told = [row for row in rows if not row.startswith((" fault |", " --- |"))]
+    assert told
+    assert [row for row in told if row.count(" | ") != 2 or not _SHOWN_BY.search(row)] == []
+
+
+def functions_of(path: str) -> set[str]:
+    file = TESTS / path
+    if not file.exists():
+        return set()
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
