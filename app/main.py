@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from app.access import Access
 from app.api import block_stream, blocks, proofs
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
 from app.api.entries import PATH as ENTRIES_PATH
@@ -30,6 +31,7 @@ from app.api.entries import EntriesEndpoint
 from app.api.problems import TRANSLATED
 from app.api.routes import router
 from app.api.schema import complete
+from app.api.security import Guard, Security
 from app.errors import JournalError, SettingsError
 from app.logs import configure_logging
 from app.service.journal import EXIT_REFUSED, Journal
@@ -74,6 +76,9 @@ def create_app(settings: Settings | None = None) -> JournalApp:
     Settings come from the environment unless given. Raises `SettingsError`.
     """
     settings = settings or load_settings()
+    access = Access(settings.tokens_file)
+    access.load()
+    guard = Guard(access)
     journal = Journal(settings)
     app = JournalApp(
         title="journal",
@@ -90,6 +95,10 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         },
     )
     app.state.journal = journal
+    app.state.access = access
+    app.state.guard = guard
+    # Behind the middleware that is added later: what is refused is measured as well.
+    app.add_middleware(Security, guard=guard, rejected=journal.metrics.rejected)
     app.state.blocks = journal.blocks
     app.state.streams = block_stream.Streams()
     app.include_router(router)
@@ -116,7 +125,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
                 )
             )
 
-    app.entries = EntriesEndpoint(journal, observe_entries)
+    app.entries = EntriesEndpoint(journal, guard, observe_entries)
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))
     return app

@@ -53,7 +53,10 @@ class JournalMetrics:
         )
         self.duplicates = counter("ht_journal_duplicates", "Entries answered as duplicates")
         self.rejected = counter(
-            "ht_journal_rejected", "Requests to POST /entries that were refused", ("reason",)
+            "ht_journal_rejected",
+            "Requests that were refused: to POST /entries for any reason, to others for want of a "
+            "token",
+            ("reason",),
         )
         self.queue_entries = gauge("ht_journal_queue_entries", "Entries that wait for the writer")
         self.replication_backlog = gauge(

@@ -77,6 +77,8 @@ def _server(settings: Settings) -> Any:
         log_dictconfig=logging_config(settings.log_format, settings.log_level),
         ssl_cert=settings.tls_cert,
         ssl_key=settings.tls_key,
+        ssl_ca=settings.tls_client_ca,
+        ssl_client_verify=settings.tls_client_ca is not None,
         workers_kill_timeout=_GRACE_S,
     )
 

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
     tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the authorities whose certificates clients must show"
+    )
+    tokens_file: Path | None = Field(
+        None, description="file of `journal tokens new`; callers need a token from it, then"
+    )
     allow_anonymous: bool = Field(
         False, description="listen on other than loopback addresses without tokens"
     )
@@ -178,12 +184,15 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS_CERT and TLS_KEY must be set together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("TLS_CLIENT_CA is allowed together with TLS_CERT and TLS_KEY alone")
         if self.cold_key_file is None and self.cold_key_password_file is not None:
             raise ValueError("COLD_KEY_PASSWORD_FILE is allowed together with COLD_KEY_FILE alone")
-        if not self.allow_anonymous and not _is_loopback(self.host):
+        guarded = self.tokens_file is not None or self.allow_anonymous
+        if not guarded and not _is_loopback(self.host):
             raise ValueError(
                 f"HOST={self.host!r} can be reached from other machines and no tokens guard it; "
-                "a loopback address or ALLOW_ANONYMOUS=true is allowed"
+                "a loopback address, TOKENS_FILE or ALLOW_ANONYMOUS=true is allowed"
             )
         return self
 

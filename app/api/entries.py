@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
+from app.api.security import Guard
 from app.model.codec import RequestCodec
 from app.service.journal import Journal
+from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
 
 Scope = MutableMapping[str, Any]
@@ -39,9 +41,10 @@ class ClientGone(Exception):
 class EntriesEndpoint:
     """Reads, decodes and checks a body, journals it, and answers once it is durable."""
 
-    def __init__(self, journal: Journal, observe: Observe) -> None:
+    def __init__(self, journal: Journal, guard: Guard, observe: Observe) -> None:
         settings = journal.settings
         self._journal = journal
+        self._guard = guard
         self._observe = observe
         self._max_body_bytes = settings.max_body_bytes
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
@@ -55,7 +58,7 @@ class EntriesEndpoint:
         msgpack = answers_msgpack(headers.accept) if headers.accept else False
         more: dict[str, str] = {}
         try:
-            answer: Any = await self._append(headers, incoming)
+            answer: Any = await self._append(scope, headers, incoming)
             status, problem = 200, False
         except ClientGone:
             return
@@ -74,7 +77,8 @@ class EntriesEndpoint:
         if not incoming.complete:
             await self._discard(incoming)
 
-    async def _append(self, headers: "_Headers", incoming: "_Body") -> dict[str, Any]:
+    async def _append(self, scope: Scope, headers: "_Headers", incoming: "_Body") -> dict[str, Any]:
+        grant = self._guard.admit(scope, headers.authorization, TokenScope.WRITE)
         json = body_is_json(headers.content_type)
         gzip = _is_gzip(headers.content_encoding)
         if headers.content_length > self._max_body_bytes:
@@ -83,6 +87,7 @@ class EntriesEndpoint:
         if gzip:
             body = self._inflate(body)
         request = self._codec.prepare(body, json=json)
+        self._guard.charge(scope, grant, len(request.entries))
         return _answer(await self._journal.append(request))
 
     async def _read(self, incoming: "_Body") -> bytes | bytearray:
@@ -154,10 +159,11 @@ class _Body:
 class _Headers:
     """The few headers that matter here, read in one pass."""
 
-    __slots__ = ("accept", "content_encoding", "content_length", "content_type")
+    __slots__ = ("accept", "authorization", "content_encoding", "content_length", "content_type")
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.accept = self.content_type = self.content_encoding = ""
+        self.authorization = b""
         self.content_length = 0
         for name, value in headers:
             if name == b"content-type":
@@ -165,6 +171,9 @@ class _Headers:
             elif name == b"accept":
                 text = value.decode("latin-1")
                 self.accept = f"{self.accept},{text}" if self.accept else text
+            elif name == b"authorization":
+                several = (self.authorization, value)
+                self.authorization = b",".join(several) if self.authorization else value
             elif name == b"content-length":
                 self.content_length = int(value) if value.isdigit() else 0
             elif name == b"content-encoding":

@@ -50,6 +50,10 @@ class Kind:
 
 _KINDS: Final = (
     Kind(400, 1, "undecodable_body", "The body can't be decoded"),
+    Kind(401, 1, "token_missing", "A token is needed"),
+    Kind(401, 2, "token_invalid", "The token is not known"),
+    Kind(401, 3, "token_expired", "The token has expired"),
+    Kind(403, 1, "scope_missing", "The token does not allow this"),
     Kind(404, 1, "not_found", "There is no such resource"),
     Kind(404, 2, "unknown_entry", "No entry has this request_uuid"),
     Kind(404, 3, "no_block", "There is no such block"),
@@ -65,6 +69,7 @@ _KINDS: Final = (
     Kind(415, 2, "unsupported_encoding", "The content encoding is not supported"),
     Kind(422, 1, "invalid_entries", "An entry breaks a rule"),
     Kind(422, 2, "invalid_parameter", "A parameter is not valid"),
+    Kind(429, 1, "over_quota", "The token's quota is used up", retriable=True),
     Kind(500, 1, "internal_error", "The service failed"),
     Kind(503, 1, "unavailable", "The service can't take this now", retriable=True),
     Kind(

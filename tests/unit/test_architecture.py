@@ -27,6 +27,8 @@ FLOORS: Final = {
     "replication": 5,
     "secret_file": 5,
     "keystore": 6,
+    "tokens": 6,
+    "access": 7,
     "metrics": 6,
     "verify": 6,
     "keys": 7,
