@@ -5,7 +5,7 @@
 MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
-SOURCES := app tests alembic
+SOURCES := app tests alembic bench
 SETUP := pyproject.toml deploy/setup.sh
 # The development environment holds all of the serving one.
 SERVING := .venv/serve.stamp
@@ -57,9 +57,9 @@ image: ## Build the container image (needs Docker)
 test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery of a log of 1 GiB
 	@TEST_LARGE=1 $(BIN)/pytest tests/crash/test_recovery_memory.py $(ARGS)
 
-.PHONY: bench-blocks
-bench-blocks: $(DEVELOPING) ## Measure what blocks cost (two services side by side, some minutes)
-	@$(BIN)/python bench/blocks.py $(ARGS)
+.PHONY: bench-quick
+bench-quick: $(DEVELOPING) ## Measure the ratios of docs/performance.md in under a minute
+	@$(BIN)/python -m bench --rounds 2 --seconds 0.6 --ratio '*' $(ARGS)
 
 .PHONY: lock
 lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer versions)

@@ -41,7 +41,7 @@ def run(settings: Settings) -> int:
     _check_listening(settings)
     os.environ[SUPERVISED_ENV] = str(os.getpid())
     try:
-        server = _server(settings)
+        server = make_server(settings)
     except OSError as error:
         raise SettingsError(
             f"JOURNAL_TLS_CERT='{settings.tls_cert}', JOURNAL_TLS_KEY='{settings.tls_key}': "
@@ -55,9 +55,10 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _server(settings: Settings) -> Any:
+def make_server(settings: Settings, application: str = "app.main:app") -> Any:
+    """The HTTP server in front of `application` (`module:name`); nothing runs yet."""
     return Granian(
-        "app.main:app",
+        application,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,

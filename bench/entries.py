@@ -1,25 +1,24 @@
-"""The entries that benchmarks journal.
+"""The entries that every contestant stores.
 
-About 900 bytes each as MessagePack, each request_uuid fresh.
+A 200-byte command, a 64-byte response and one 120-byte event: about 900 bytes as MessagePack. All
+is random; each request has fresh `request_uuid`s, the rest repeats from request to request.
 """
 
 import os
-from typing import Any
-from uuid import uuid4
+from typing import Any, Final
+from uuid import UUID, uuid4
 
 import msgspec
 
-
-def body(entries: int, command_type: str = "CreateOrder") -> bytes:
-    """A request body in MessagePack: 200-byte commands, 64-byte responses, 120-byte events."""
-    return msgspec.msgpack.encode({"entries": [_entry(command_type) for _ in range(entries)]})
+_TIMESTAMP_MS: Final = 1_703_462_400_000
 
 
-def _entry(command_type: str) -> dict[str, Any]:
+def entry(request_uuid: UUID, command_type: str = "CreateOrder") -> dict[str, Any]:
+    """One entry, as a client writes it in MessagePack."""
     digest = {"next_order_id": 1, "next_trade_id": 2, "l2_seq": 3, "symbols": {"ES": {"bids": 10}}}
     return {
-        "request_uuid": uuid4().bytes,
-        "received_ts_ms": 1_703_462_400_000,
+        "request_uuid": request_uuid.bytes,
+        "received_ts_ms": _TIMESTAMP_MS,
         "command_type": command_type,
         "command_data": os.urandom(200),
         "response_data": os.urandom(64),
@@ -37,3 +36,44 @@ def _entry(command_type: str) -> dict[str, Any]:
             }
         ],
     }
+
+
+def small_entry(request_uuid: UUID) -> dict[str, Any]:
+    """The least that an entry can be: to fill a log with many of them."""
+    return {
+        "request_uuid": request_uuid.bytes,
+        "received_ts_ms": _TIMESTAMP_MS,
+        "command_data": b"\1",
+    }
+
+
+def bodies(requests: int, entries: int, *, json: bool = False, small: bool = False) -> list[bytes]:
+    """Request bodies of `entries` entries each."""
+    uuids = [uuid4() for _ in range(entries)]
+    make = small_entry if small else entry
+    made = [make(uuid) for uuid in uuids]
+    if json:
+        for item, uuid in zip(made, uuids, strict=True):
+            item["request_uuid"] = str(uuid)
+        template = msgspec.json.encode({"entries": made})
+        places = [template.index(str(uuid).encode()) for uuid in uuids]
+        return [_stamped_text(template, places) for _ in range(requests)]
+    template = msgspec.msgpack.encode({"entries": made})
+    places = [template.index(uuid.bytes) for uuid in uuids]
+    return [_stamped(template, places) for _ in range(requests)]
+
+
+def _stamped(template: bytes, places: list[int]) -> bytes:
+    body, fresh = bytearray(template), os.urandom(16 * len(places))
+    for index, place in enumerate(places):
+        body[place : place + 16] = fresh[16 * index : 16 * index + 16]
+    return bytes(body)
+
+
+def _stamped_text(template: bytes, places: list[int]) -> bytes:
+    body, fresh = bytearray(template), os.urandom(16 * len(places)).hex().encode()
+    for index, place in enumerate(places):
+        text = fresh[32 * index : 32 * index + 32]
+        groups = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+        body[place : place + 36] = b"-".join(groups)
+    return bytes(body)

@@ -1,0 +1,100 @@
+"""The limit: bare `pwrite` and `fdatasync` of the records that the service would write.
+
+One batch a sync, no server, into a file that is preallocated as a segment is.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from app.model.codec import RequestCodec
+from app.wal.files import FileSystem
+from app.wal.log import allocate
+from app.wal.record import RawBatch, encode_record, raw_commands
+from bench.contestant import Row, cycled, loaded
+from bench.entries import bodies
+from bench.load import Job, Send
+
+_SEGMENT_BYTES: Final = 64 << 20
+_RECORDS: Final = 64
+
+
+class LimitDriver:
+    """Writes and syncs one record a send, into the file `job.target`."""
+
+    def prepare(self, job: Job) -> Iterator[bytearray]:
+        """A few records over and over: the disk does not care."""
+        codec = RequestCodec(job.entries, 1 << 20)
+        records = []
+        for body in bodies(_RECORDS, job.entries):
+            commands = raw_commands(codec.prepare(body, json=False).bodies)
+            record = RawBatch(offset=1 << 20, first_command_id=1 << 20, commands=commands)
+            records.append(encode_record(record))
+        return cycled(records, job.sends)
+
+    @asynccontextmanager
+    async def connect(self, job: Job) -> AsyncIterator[Sequence[Send]]:
+        """A new file, and another one when it is full."""
+        files, path = FileSystem(), Path(job.target)
+        fd, at = _new(files, path), 0
+
+        async def send(record: bytearray) -> None:
+            nonlocal fd, at
+            if at + len(record) > _SEGMENT_BYTES:
+                os.close(fd)
+                fd, at = _new(files, path), 0
+            at += os.pwrite(fd, record, at)
+            os.fdatasync(fd)
+
+        try:
+            yield [send]
+        finally:
+            os.close(fd)
+            path.unlink()  # noqa: ASYNC240 - one step at a time is what is measured
+
+
+def _new(files: FileSystem, path: Path) -> int:
+    path.unlink(missing_ok=True)
+    fd = files.create(path)
+    allocate(files, fd, 0, _SEGMENT_BYTES)
+    files.sync_data(fd)
+    return fd
+
+
+class Limit:
+    """No server at all."""
+
+    name = "limit"
+
+    def missing(self) -> str | None:
+        """Nothing can be missing."""
+        return None
+
+    def rows(self) -> Sequence[Row]:
+        """Records of 1 and of 100 entries."""
+        return [
+            Row("limit-1", "limit: write and sync, 1 entry", loaded(lambda: self._job(1))),
+            Row(
+                "limit-100",
+                "limit: write and sync, 100 entries",
+                loaded(lambda: self._job(100)),
+            ),
+        ]
+
+    def launch(self, scratch: Path) -> None:
+        """Choose the file."""
+        self._path = scratch / "limit"
+
+    def ready(self) -> None:
+        """At once."""
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+    def _job(self, entries: int) -> Job:
+        return Job(driver="limit", target=str(self._path), entries=entries, sends=50_000)
+
+
+DRIVER = LimitDriver()
