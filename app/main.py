@@ -39,10 +39,11 @@ from app.settings import Settings, load_settings
 
 _log = logging.getLogger(__name__)
 
-# The server's supervisor asks the worker to drain with the first, and is told that it may stop with
-# the second.
+# The server's supervisor asks the worker to drain with the first, is told that it may stop with the
+# second, and asks the worker to read the tokens again with the third.
 DRAIN_SIGNAL: Final = signal.SIGUSR1
 DRAINED_SIGNAL: Final = signal.SIGUSR2
+RELOAD_SIGNAL: Final = signal.SIGRTMIN
 # How long a connection may stay open that its client does not close: the server would wait for it.
 _LINGER_S: Final = 2.0
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
@@ -143,7 +144,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     journal: Journal = app.state.journal
     configure_logging(journal.settings.log_format, journal.settings.log_level)
     opening = asyncio.create_task(_open(journal), name="opening")
-    _listen_for_drain(journal, opening)
+    _listen_to_supervisor(journal, app.state.access, opening)
     yield
     await opening
     await journal.close()
@@ -165,7 +166,7 @@ def _stop() -> None:
     os._exit(EXIT_REFUSED)
 
 
-def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
+def _listen_to_supervisor(journal: Journal, access: Access, opening: "asyncio.Task[None]") -> None:
     """Under the service's own supervisor: drain while listening, then let it stop the server."""
     supervisor, parent = os.environ.get(SUPERVISED_ENV), multiprocessing.parent_process()
     if supervisor is None or parent is None:
@@ -194,7 +195,8 @@ def _listen_for_drain(journal: Journal, opening: "asyncio.Task[None]") -> None:
 
     loop.add_reader(parent.sentinel, orphaned)
     loop.add_signal_handler(DRAIN_SIGNAL, begin)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL})
+    loop.add_signal_handler(RELOAD_SIGNAL, access.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL, RELOAD_SIGNAL})
     # A terminal sends these to the whole group; what follows is for the supervisor to decide.
     for number in (signal.SIGINT, signal.SIGHUP):
         loop.remove_signal_handler(number)

@@ -1,9 +1,9 @@
 """`journal serve`: granian's supervisor with the one worker that owns the data directory.
 
-On SIGTERM, SIGINT or SIGHUP the worker drains first, to the log and to Postgres, with its port
-still open, so that clients get a clear 503 and queued entries their acknowledgement; then the
-server stops as it always does. On a second one it stops at once: what was acknowledged is in the
-log, and is replicated after the next start.
+On SIGTERM or SIGINT the worker drains first, to the log and to Postgres, with its port still open,
+so that clients get a clear 503 and queued entries their acknowledgement; then the server stops as
+it always does. On a second one it stops at once: what was acknowledged is in the log, and is
+replicated after the next start. On SIGHUP the worker reads TOKENS_FILE again.
 """
 
 import logging
@@ -22,8 +22,9 @@ from granian.http import HTTP1Settings, HTTP2Settings
 
 from app.errors import SettingsError
 from app.logs import logging_config
-from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, SUPERVISED_ENV
-from app.settings import Settings
+from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
+from app.settings import Settings, is_loopback, setting_name
+from app.tokens import read_tokens
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def run(settings: Settings) -> int:
     """
     dictConfig(logging_config(settings.log_format, settings.log_level))
     _check_listening(settings)
+    _check_tokens(settings)
     os.environ[SUPERVISED_ENV] = str(os.getpid())
     try:
         server = make_server(settings)
@@ -47,7 +49,7 @@ def run(settings: Settings) -> int:
             f"JOURNAL_TLS_CERT='{settings.tls_cert}', JOURNAL_TLS_KEY='{settings.tls_key}': "
             f"{error}; PEM files of a certificate chain and of its private key are allowed"
         ) from None
-    _drain_before_stop(server, settings.shutdown_timeout_s)
+    _take_signals(server, settings.shutdown_timeout_s)
     try:
         server.serve()
     except SystemExit as stop:
@@ -96,15 +98,37 @@ def _check_listening(settings: Settings) -> None:
         ) from None
 
 
+def _check_tokens(settings: Settings) -> None:
+    """Make sure that the worker can read the tokens, and say where they could be overheard."""
+    if settings.tokens_file is None:
+        return
+    read_tokens(setting_name("tokens_file"), settings.tokens_file)
+    if settings.tls_cert is None and not is_loopback(settings.host):
+        _log.warning(
+            "JOURNAL_HOST='%s' without JOURNAL_TLS_CERT: who can listen in on the network reads "
+            "the tokens, unless a proxy in front speaks TLS",
+            settings.host,
+        )
+
+
 def _backpressure(settings: Settings) -> int:
     """How many requests may be in the worker at once; further ones wait in their connections."""
     return max(256, min(settings.channel_capacity, 4096))
 
 
-def _drain_before_stop(server: Any, timeout_s: float) -> None:
-    """Put the draining of the worker in front of the server's own stop."""
+def _take_signals(server: Any, timeout_s: float) -> None:
+    """Put the draining of the worker in front of the server's own stop, and pass SIGHUP on."""
     # Blocked here and so in the worker from its birth, until it is ready to listen: none is lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {DRAIN_SIGNAL})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {DRAIN_SIGNAL, RELOAD_SIGNAL})
+    # Until the server below has set its own handlers, and these have taken their place.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+    def tell_workers(number: int) -> bool:
+        """Send a signal to every worker there is; whether there is one."""
+        workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+        for pid in workers:
+            os.kill(pid, number)
+        return bool(workers)
 
     def intercept() -> None:
         stop = signal.getsignal(signal.SIGTERM)
@@ -116,10 +140,7 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
 
         def on_signal(*_: object) -> None:
             nonlocal asked
-            workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL if asked else DRAIN_SIGNAL)
-            if asked or not workers:
+            if not tell_workers(signal.SIGKILL if asked else DRAIN_SIGNAL) or asked:
                 stop_now()
                 return
             asked = True
@@ -127,8 +148,10 @@ def _drain_before_stop(server: Any, timeout_s: float) -> None:
             timer.daemon = True
             timer.start()
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
+        signal.signal(signal.SIGHUP, lambda *_: tell_workers(RELOAD_SIGNAL))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         signal.signal(DRAINED_SIGNAL, stop_now)
 
     server.on_startup(intercept)

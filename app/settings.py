@@ -189,7 +189,7 @@ class Settings(BaseSettings):
         if self.cold_key_file is None and self.cold_key_password_file is not None:
             raise ValueError("COLD_KEY_PASSWORD_FILE is allowed together with COLD_KEY_FILE alone")
         guarded = self.tokens_file is not None or self.allow_anonymous
-        if not guarded and not _is_loopback(self.host):
+        if not guarded and not is_loopback(self.host):
             raise ValueError(
                 f"HOST={self.host!r} can be reached from other machines and no tokens guard it; "
                 "a loopback address, TOKENS_FILE or ALLOW_ANONYMOUS=true is allowed"
@@ -263,7 +263,8 @@ def _first_line(error: ValidationError) -> str:
     return f"{setting_name(field)}={value!r}: {message}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host."""
     if host == "localhost":
         return True
     try:

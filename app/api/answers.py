@@ -38,6 +38,10 @@ _CONTENT: Final = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Probl
 _RETRY_AFTER: Final = {
     "Retry-After": {"description": "Seconds", "required": True, "schema": {"type": "integer"}}
 }
+_CHALLENGE: Final = {
+    "WWW-Authenticate": {"description": "RFC 6750", "required": True, "schema": {"type": "string"}}
+}
+_HEADERS: Final = {401: _CHALLENGE, 403: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -46,7 +50,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {
             "description": TITLES[status],
             "content": dict(_CONTENT),
-            "headers": _RETRY_AFTER if status == 503 else {},
+            "headers": dict(_HEADERS.get(status, {})),
         }
         for status in statuses
     }

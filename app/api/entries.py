@@ -79,6 +79,7 @@ class EntriesEndpoint:
 
     async def _append(self, scope: Scope, headers: "_Headers", incoming: "_Body") -> dict[str, Any]:
         grant = self._guard.admit(scope, headers.authorization, TokenScope.WRITE)
+        self._guard.charge(scope, grant, 0)
         json = body_is_json(headers.content_type)
         gzip = _is_gzip(headers.content_encoding)
         if headers.content_length > self._max_body_bytes:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from app.api.answers import answer, documented
 from app.api.problems import HttpProblem
+from app.api.security import Guard, authorization_of
 from app.service.journal import Journal
 
 router = APIRouter()
@@ -138,8 +139,14 @@ async def get_health(request: Request) -> Response:
     summary="Whether entries can be acknowledged",
 )
 async def get_readiness(request: Request) -> Response:
-    """200 while entries can be acknowledged, else 503; the body names each part and its state."""
+    """200 while entries can be acknowledged, else 503; the body names each part and its state.
+
+    Details, which may name hosts and databases, are for those who may read.
+    """
     ready, parts = journal_of(request).readiness()
+    guard: Guard = request.app.state.guard
+    if not guard.trusts(authorization_of(request)):
+        parts = {name: {"state": part["state"]} for name, part in parts.items()}
     return answer(request, {"ready": ready, "parts": parts}, 200 if ready else 503)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from app.api.answers import ProblemDocument, documented
 from app.api.formats import JSON, MSGPACK, MSGPACK_TYPES
 from app.api.problems import PROBLEM_JSON
+from app.api.security import describe_security
 from app.model.entry import ADDRESS_BYTES, HASH_BYTES, Address, Entry, Hash32
 
 _EXAMPLE: Final = {
@@ -73,6 +74,7 @@ def complete(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
     problem = ProblemDocument.model_json_schema(ref_template=_REF.replace("name", "model"))
     document["components"]["schemas"] |= problem.pop("$defs") | {"ProblemDocument": problem}
     _add_append(document, max_entries)
+    describe_security(document)
     for operations in document["paths"].values():
         for operation in operations.values():
             for response in operation["responses"].values():
@@ -94,7 +96,7 @@ def _add_append(document: dict[str, Any], max_entries: int) -> None:
     components["AppendRequest"]["properties"]["entries"] |= {"minItems": 1, "maxItems": max_entries}
     document["components"]["schemas"] |= components
     binary = {name: {"schema": body} for name in sorted(MSGPACK_TYPES)}
-    problems = documented(400, 408, 409, 413, 415, 422, 503, 507)
+    problems = documented(400, 408, 409, 413, 415, 422, 429, 503, 507)
     document["paths"].setdefault("/entries", {})["post"] = {
         "summary": "Journal entries",
         "description": "Answers once every entry is in the write-ahead log and synced. A request "

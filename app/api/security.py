@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Send
 
 from app.access import Access, Grant, RefusalLog
-from app.api.answers import problem_response
+from app.api.answers import documented, problem_response
 from app.api.problems import HttpProblem, problem_of
 from app.tokens import PREFIX, Scope, digest_of, id_of
 
@@ -39,7 +39,7 @@ class Guard:
         """The grant of the token in `authorization`; None where no tokens are in force.
 
         `authorization` is the value of the header, the values of several joined by commas. Raises a
-        401, 403 or 429. Nothing of the body needs to have been read.
+        401 or 403. Nothing of the body needs to have been read.
         """
         if not self._access.enforced:
             return None
@@ -54,14 +54,20 @@ class Guard:
             detail = f"the token lacks the scope {needed.value!r}"
             error = f'insufficient_scope", scope="{needed.value}'
             self._refuse(scope, 403, "scope_missing", detail, _shown(grant), error)
-        self._check_quota(scope, grant)
         return grant
 
     def charge(self, scope: AsgiScope, grant: Grant | None, entries: int) -> None:
-        """Count the entries of a request against its token's quota. Raises a 429."""
-        if grant is not None and grant.quota is not None:
-            self._check_quota(scope, grant)
-            grant.quota.take(entries)
+        """Count the entries of a request against its token's quota. Raises a 429.
+
+        With 0 entries it only asks whether the token may journal any now.
+        """
+        if grant is None or grant.quota is None:
+            return
+        if wait_s := grant.quota.wait_s():
+            detail = f"the token's quota is {grant.quota.entries_per_s} entries per second"
+            self._log.refused("over_quota", _described(scope, _shown(grant)))
+            raise HttpProblem(429, "over_quota", detail, {"retry-after": str(math.ceil(wait_s))})
+        grant.quota.take(entries)
 
     def trusts(self, authorization: bytes) -> bool:
         """Whether the sender may read what an `OPEN` path does not tell to everybody."""
@@ -69,13 +75,6 @@ class Guard:
             return True
         grant = self._access.find(_bearer_token(authorization))
         return grant is not None and Scope.READ in grant.scopes and not self._access.expired(grant)
-
-    def _check_quota(self, scope: AsgiScope, grant: Grant) -> None:
-        if grant.quota is None or not (wait_s := grant.quota.wait_s()):
-            return
-        detail = f"the token's quota is {grant.quota.entries_per_s} entries per second"
-        self._log.refused("over_quota", _described(scope, _shown(grant)))
-        raise HttpProblem(429, "over_quota", detail, {"retry-after": str(math.ceil(wait_s))})
 
     def _refuse_stranger(self, scope: AsgiScope, token: bytes) -> NoReturn:
         if not token:
@@ -115,6 +114,27 @@ class Security:
                 await problem_response(request, problem_of(error))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def describe_security(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document what each call needs, and how it is refused without."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A token of `journal tokens new`, where the service has TOKENS_FILE. "
+            "The scope `admin` includes `read` and `write`.",
+        }
+    }
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if path in OPEN:
+                operation["security"] = []
+                continue
+            scope = needed_scope(method.upper(), path)
+            operation["security"] = [{"bearer": [scope.value]}]
+            refusals = documented(401, 403)
+            operation["responses"] |= {str(status): refusals[status] for status in refusals}
 
 
 def authorization_of(request: Request) -> bytes:

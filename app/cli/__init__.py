@@ -13,6 +13,7 @@ from app.cli.keys import keys
 from app.cli.operator import adopt, migrate, serve
 from app.cli.replaying import replay
 from app.cli.requests import checkpoint, flush, post
+from app.cli.tokens import tokens
 from app.cli.verify import verify
 from app.cli.wal import wal
 from app.errors import JournalError, SettingsError
@@ -72,13 +73,17 @@ def main() -> None:
     Make the key that blocks are signed for (JOURNAL_COLD_KEY_FILE):
       journal keys new cold.json
 
+    Make the token that an engine shows (JOURNAL_TOKENS_FILE):
+      journal tokens new engine --scope write
+
     Settings are environment variables with the prefix JOURNAL_, or options of the same names:
     `journal serve --help` lists them all.
     """  # noqa: D301 - the escape is click's
 
 
 _COMMANDS = (
-    serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, verify,
+    serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, tokens,
+    verify,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -108,14 +108,32 @@ def test_the_examples_of_post_entries_are_what_the_service_takes_and_gives(
     assert answer["count"] == documented["count"] == len(example["entries"])
 
 
-@pytest.mark.parametrize("status", ["200", "400", "408", "409", "413", "415", "422", "503", "507"])
+@pytest.mark.parametrize(
+    "status",
+    ["200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "503", "507"],
+)
 def test_post_entries_documents_every_status_in_both_formats(
     document: dict[str, Any], status: str
 ) -> None:
     response = document["paths"]["/entries"]["post"]["responses"][status]
     text = "application/json" if status == "200" else "application/problem+json"
     assert response["content"].keys() == {text, MSGPACK}
-    assert ("Retry-After" in response.get("headers", {})) == (status == "503")
+    assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
+
+
+def test_every_call_says_which_scope_it_needs_and_how_it_is_refused(
+    document: dict[str, Any],
+) -> None:
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    for method, path in [*OPERATIONS, ("GET", "/blocks/stream")]:
+        call = document["paths"][path][method.lower()]
+        if path in ("/healthz", "/readyz"):
+            assert call["security"] == []
+            assert not {"401", "403"} & call["responses"].keys()
+            continue
+        assert call["security"] == [{"bearer": ["write" if method == "POST" else "read"]}]
+        for status in ("401", "403"):
+            assert "WWW-Authenticate" in call["responses"][status]["headers"]
 
 
 VALID, INVALID = GenerationMode.POSITIVE, GenerationMode.NEGATIVE

@@ -37,7 +37,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_replicates_all_that_was_acknowledged_and_exits_0(
     make_service: MakeService, database_url: str, number: signal.Signals
 ) -> None:

@@ -31,12 +31,15 @@ class TokensFile:
             expires=expires,
             **fields,
         )
-        write_tokens(NAME, self.path, [*read_tokens(NAME, self.path), token])
+        write_tokens(NAME, self.path, [*self.read(), token])
         return secret.decode()
+
+    def read(self) -> list[Token]:
+        return read_tokens(NAME, self.path)
 
     def remove(self, name: str) -> None:
         """Remove every token of a name."""
-        kept = [token for token in read_tokens(NAME, self.path) if token.name != name]
+        kept = [token for token in self.read() if token.name != name]
         write_tokens(NAME, self.path, kept)
 
 
