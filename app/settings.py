@@ -13,13 +13,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-import msgspec
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.chain.pipeline import ALL_COMMANDS
 from app.errors import SettingsError
-from app.model.entry import TypeName
+from app.model.rules import is_type_name
 
 # What a URL has between its user and its host.
 _PASSWORD: Final = re.compile(r"(//[^/@:]*:)[^@]*@")
@@ -71,13 +70,11 @@ def _check_database_url(url: str) -> str:
 
 def _check_block_commands(text: str) -> str:
     names = [name.strip() for name in text.split(",")]
-    try:
-        msgspec.convert([] if names == [ALL_COMMANDS] else names, list[TypeName])
-    except msgspec.ValidationError:
+    if names != [ALL_COMMANDS] and not all(map(is_type_name, names)):
         raise ValueError(
             "command types (a letter, then up to 63 letters, digits or underscores), comma "
             f"separated, or {ALL_COMMANDS!r} are allowed"
-        ) from None
+        )
     return ",".join(names)
 
 

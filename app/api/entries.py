@@ -77,7 +77,7 @@ class EntriesEndpoint:
         if not incoming.complete:
             await self._discard(incoming)
 
-    async def _append(self, scope: Scope, headers: "_Headers", incoming: "_Body") -> dict[str, Any]:
+    async def _append(self, scope: Scope, headers: "_Headers", incoming: "_Body") -> Appended:
         grant = self._guard.admit(scope, headers.authorization, TokenScope.WRITE)
         self._guard.charge(scope, grant, 0)
         json = body_is_json(headers.content_type)
@@ -89,7 +89,7 @@ class EntriesEndpoint:
             body = self._inflate(body)
         request = self._codec.prepare(body, json=json)
         self._guard.charge(scope, grant, len(request.entries))
-        return _answer(await self._journal.append(request))
+        return await self._journal.append(request)
 
     async def _read(self, incoming: "_Body") -> bytes | bytearray:
         """The body; time and size are bounded while it arrives, whatever was announced."""
@@ -192,20 +192,6 @@ def _is_gzip(content_encoding: str) -> bool:
         "unsupported_encoding",
         f"content encoding {content_encoding[:100]!r}; gzip and identity are supported",
     )
-
-
-def _answer(appended: Appended) -> dict[str, Any]:
-    return {
-        "count": appended.count,
-        "first_command_id": appended.first_command_id,
-        "last_command_id": appended.last_command_id,
-        "wal_offset": appended.wal_offset,
-        "block_height": appended.block_height,
-        "duplicates": [
-            {"request_uuid": str(duplicate.request_uuid), "command_id": duplicate.command_id}
-            for duplicate in appended.duplicates
-        ],
-    }
 
 
 async def _send(

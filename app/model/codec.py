@@ -2,13 +2,12 @@
 
 Request bodies in MessagePack and JSON, and the one canonical encoding.
 
-The canonical encoding of an entry is its MessagePack map with defaults left out. It is what a WAL
-record holds and what the content fingerprint covers, so equal content means equal bytes, whatever
-it came in.
+A WAL record holds a MessagePack entry as it was sent and checked, and a JSON entry in the canonical
+encoding: its MessagePack map with defaults left out. Equal content has equal canonical bytes,
+whatever it came in; they are made where contents have to be compared.
 """
 
-from collections.abc import Callable
-from hashlib import blake2b
+from collections.abc import Sequence
 from re import compile as compile_pattern
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -16,27 +15,32 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from app.errors import EntryFault, InvalidBody, InvalidEntries, TooManyEntries
-from app.model.entry import ADDRESS_BYTES, HASH_BYTES, Address, Entry, Hash32
+from app.model.entry import ADDRESS_BYTES, HASH_BYTES, ZERO_DIGEST, Address, Entry, Hash32
+from app.model.packing import array_header, read_array_header
 from app.model.rules import RuleBroken, check_entry
 
 MAX_FAULTS: Final = 100
-FINGERPRINT_BYTES: Final = 16
+# How a MessagePack body begins, but for one that spells its only key or its map in a longer form.
+_OPENING: Final = b"\x81\xa7entries"
 _LENGTHS: Final[dict[type, int]] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
 _ENTRY_PATH: Final = compile_pattern(r"^(?P<message>.*?)(?: - at `\$(?P<path>.*)`)?$")
 
 
 class PreparedRequest(NamedTuple):
-    """A valid request as the writer wants it: parallel lists, one item an entry.
+    """A valid request as the writer wants it.
 
-    `keys` are the request UUIDs as integers, `bodies` the canonical encodings, `fingerprints` their
-    `FINGERPRINT_BYTES`-byte hashes, `size_bytes` the sum over `bodies`.
+    `keys` are the request UUIDs of `entries` as integers, `packed` their encodings one after
+    another, as a WAL record holds them.
     """
 
     entries: list[Entry]
     keys: list[int]
-    bodies: list[bytes]
-    fingerprints: list[bytes]
-    size_bytes: int
+    packed: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of a record it takes."""
+        return len(self.packed)
 
 
 class _Request(Struct, forbid_unknown_fields=True):
@@ -77,12 +81,27 @@ def _encode_hook(value: Any) -> Any:
 _canonical = msgspec.msgpack.Encoder(
     enc_hook=_encode_hook, uuid_format="bytes", order="deterministic"
 )
-canonical_bytes: Callable[[Entry], bytes] = _canonical.encode
 
 
-def fingerprint(body: bytes) -> bytes:
-    """The content hash by which a repeated `request_uuid` is told apart: over canonical bytes."""
-    return blake2b(body, digest_size=FINGERPRINT_BYTES).digest()
+def canonical_bytes(entry: Entry) -> bytes:
+    """The one encoding of an entry's content."""
+    _leave_out_zero_digests(entry)
+    return _canonical.encode(entry)
+
+
+def pack(entries: Sequence[Entry]) -> bytes:
+    """Canonical encodings, one after another."""
+    for entry in entries:
+        _leave_out_zero_digests(entry)
+    return _canonical.encode(entries)[len(array_header(len(entries))) :]
+
+
+def _leave_out_zero_digests(entry: Entry) -> None:
+    """Defaults are told by identity; a digest of zeros that was spelled out is another object."""
+    if entry.pre_digest is not ZERO_DIGEST and entry.pre_digest == ZERO_DIGEST:
+        entry.pre_digest = ZERO_DIGEST
+    if entry.post_digest is not ZERO_DIGEST and entry.post_digest == ZERO_DIGEST:
+        entry.post_digest = ZERO_DIGEST
 
 
 class RequestCodec:
@@ -95,11 +114,12 @@ class RequestCodec:
         self._json = msgspec.json.Decoder(_Request, dec_hook=decode_hook)
 
     def prepare(self, body: bytes | bytearray, *, json: bool) -> PreparedRequest:
-        """Decode, check and encode a request body.
+        """Decode and check a request body.
 
         Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every
         entry's first fault, at most `MAX_FAULTS` of them.
         """
+        start = None if json else self._packed_at(body)
         try:
             entries = (self._json if json else self._msgpack).decode(body).entries
         except msgspec.ValidationError as error:
@@ -108,25 +128,29 @@ class RequestCodec:
             raise _undecodable(error, json) from None
         if len(entries) > self._max_entries:
             raise self._too_many(len(entries))
-        return self._prepare(entries)
-
-    def _prepare(self, entries: list[Entry]) -> PreparedRequest:
-        keys, bodies, fingerprints = [], [], []
-        size_bytes = 0
         for index, entry in enumerate(entries):
             try:
                 check_entry(entry, self._max_field_bytes)
-                body = canonical_bytes(entry)
             except RuleBroken:
                 raise self._rule_faults(entries, index) from None
-            except UnicodeEncodeError:
-                fault = EntryFault(index, "", "text is not valid UTF-8 (it holds a lone surrogate)")
-                raise InvalidEntries(f"entry {index}: {fault.message}", (fault,)) from None
-            keys.append(entry.request_uuid.int)
-            bodies.append(body)
-            fingerprints.append(fingerprint(body))
-            size_bytes += len(body)
-        return PreparedRequest(entries, keys, bodies, fingerprints, size_bytes)
+        packed = pack(entries) if start is None else bytes(memoryview(body)[start:])
+        return PreparedRequest(entries, [entry.request_uuid.int for entry in entries], packed)
+
+    def _packed_at(self, body: bytes | bytearray) -> int | None:
+        """Where the entries of a MessagePack body lie, one after another, up to its end.
+
+        None when it is spelled so unusually that they are encoded again. Raises `TooManyEntries`
+        before any of them is decoded.
+        """
+        if not body.startswith(_OPENING):
+            return None
+        header = read_array_header(body, len(_OPENING))
+        if header is None:
+            return None
+        count, start = header
+        if count > self._max_entries:
+            raise self._too_many(count)
+        return start
 
     def _rule_faults(self, entries: list[Entry], start: int) -> InvalidEntries:
         faults = []

@@ -275,16 +275,16 @@ class Journal:
             raise Unavailable(self.state.value)
         known = self._writer.index.get(request_uuid.int)
         replicated_id = self._keeper.current.last_command_id
-        if known is not None and known.command_id > replicated_id:
-            return known.command_id, EntryStatus.DURABLE
+        if known is not None and known > replicated_id:
+            return known, EntryStatus.DURABLE
         if known is not None and not self.dead_letters:
-            return known.command_id, EntryStatus.REPLICATED
+            return known, EntryStatus.REPLICATED
         found = await self._reader.command(request_uuid)
         if found is not None:
             status = EntryStatus.DEAD_LETTER if found.dead_letter else EntryStatus.REPLICATED
             return found.command_id, status
         if known is not None:
-            return known.command_id, EntryStatus.DURABLE
+            return known, EntryStatus.DURABLE
         oldest = self._writer.index.oldest_command_id
         if oldest is not None and replicated_id < oldest - 1:
             raise DatabaseUnavailable(

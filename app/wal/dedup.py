@@ -1,7 +1,7 @@
-"""The duplicate index: which `request_uuid`s the newest entries have, and with what content.
+"""The duplicate index: which `request_uuid`s the newest entries have.
 
 It covers at least the newest `window` entries (protocol, section 2). An entry gets in only after
-its sync.
+its sync. It holds no content: that is in the log, which is kept for as long as the index covers it.
 """
 
 from bisect import bisect_left
@@ -11,22 +11,23 @@ from typing import NamedTuple
 _TRIM_AT = 1024
 
 
-class Known(NamedTuple):
-    """What is known of a request_uuid in the window."""
+class CoveredRecord(NamedTuple):
+    """A record whose entries the index covers: where it lies, and its first command_id."""
 
-    command_id: int
-    fingerprint: bytes
+    offset: int
+    end: int
+    first_command_id: int
 
 
 class DuplicateIndex:
-    """Maps `request_uuid`s, as integers, to `(command_id, fingerprint)`; drops the oldest records.
+    """Maps `request_uuid`s, as integers, to `command_id`s; drops the oldest records.
 
     Reads are safe from other threads; only the writer adds.
     """
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._known: dict[int, tuple[int, bytes]] = {}
+        self._known: dict[int, int] = {}
         # Parallel lists, one item a batch that is still covered, from `_first` on.
         self._keys: list[Sequence[int]] = []
         self._offsets: list[int] = []
@@ -46,26 +47,20 @@ class DuplicateIndex:
         """Whether none of the keys is known: the common case, answered at once."""
         return self._known.keys().isdisjoint(keys)
 
-    def get(self, key: int) -> Known | None:
-        """What is known of a key."""
-        found = self._known.get(key)
-        return None if found is None else Known(*found)
+    def get(self, key: int) -> int | None:
+        """The command_id of a key; None when it is unknown."""
+        return self._known.get(key)
 
-    def end_offset(self, command_id: int) -> int:
-        """The end of the record that holds a covered command."""
-        return self._ends[bisect_left(self._last_ids, command_id, lo=self._first)]
+    def record_of(self, command_id: int) -> CoveredRecord:
+        """The record that holds a covered command."""
+        at = bisect_left(self._last_ids, command_id, lo=self._first)
+        first = self._last_ids[at] - len(self._keys[at]) + 1
+        return CoveredRecord(self._offsets[at], self._ends[at], first)
 
-    def add(
-        self,
-        offset: int,
-        end: int,
-        first_command_id: int,
-        keys: Sequence[int],
-        fingerprints: Sequence[bytes],
-    ) -> None:
+    def add(self, offset: int, end: int, first_command_id: int, keys: Sequence[int]) -> None:
         """Add the entries of a synced record, and drop records that are not needed any more."""
         ids = range(first_command_id, first_command_id + len(keys))
-        self._known.update(zip(keys, zip(ids, fingerprints, strict=True), strict=True))
+        self._known.update(zip(keys, ids, strict=True))
         self._keys.append(keys)
         self._offsets.append(offset)
         self._ends.append(end)
@@ -80,7 +75,7 @@ class DuplicateIndex:
             last = self._last_ids[self._first]
             for key in self._keys[self._first]:
                 # A key may be journaled again once it has left the window: its newer entry stays.
-                if known[key][0] <= last:
+                if known[key] <= last:
                     del known[key]
             self._keys[self._first] = ()
             self._first += 1

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from app.errors import DiskFull, WalFailed
+from msgspec import Raw
+
+from app.errors import CorruptionError, DiskFull, WalFailed
 from app.wal.files import FileSystem, write_new_file
-from app.wal.record import Genesis, encode_record
-from app.wal.segments import Segment, segment_name
+from app.wal.reader import Fault, SegmentReader, decode_frame, segment_of
+from app.wal.record import Genesis, RawBatch, encode_record
+from app.wal.segments import Segment, list_segments, segment_name
 from app.wal.sync import Syncer
 
 _log = logging.getLogger(__name__)
@@ -92,6 +95,24 @@ class Log:
             raise WalFailed(f"{self._path.name} was unlinked under the running service") from error
         if there != self._identity:
             raise WalFailed(f"{self._path.name} was replaced under the running service")
+
+    def read_commands(self, offset: int) -> list[Raw]:
+        """The commands of the synced batch at `offset`, as they lie in the log.
+
+        Raises `OSError` when it can't be read now, `CorruptionError` when it is not there any more.
+        """
+        segments = list_segments(self._files, self._path.parent)
+        segment = segments[segment_of(segments, offset)]
+        reader = SegmentReader(self._files, segment)
+        try:
+            frame = next(reader.frames(offset), None)
+            record = reader.fault if frame is None else decode_frame(segment, frame)
+        finally:
+            reader.close()
+        if isinstance(record, RawBatch):
+            return record.commands
+        reason = record.reason if isinstance(record, Fault) else "no batch is here"
+        raise CorruptionError(segment.path.name, offset, reason)
 
     def close(self) -> None:
         """Close the file; what was synced stays."""

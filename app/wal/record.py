@@ -39,14 +39,23 @@ class Genesis(Struct, tag_field="kind", tag="genesis", kw_only=True, frozen=True
 
 
 class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
-    """A group commit with its commands left encoded.
-
-    Enough for recovery, and what the writer writes.
-    """
+    """A group commit with its commands left encoded: enough for recovery."""
 
     offset: int
     first_command_id: int
     commands: list[Raw]
+    header: Header | None = None
+    roots: Roots | None = None
+    block_indices: list[int] | None = None
+    authority: Delegation | None = None
+
+
+class PackedBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
+    """A group commit as it is written: `commands` is the array of all, packed already."""
+
+    offset: int
+    first_command_id: int
+    commands: Raw
     header: Header | None = None
     roots: Roots | None = None
     block_indices: list[int] | None = None
@@ -79,9 +88,10 @@ _decoder: Final[msgspec.msgpack.Decoder[Genesis | Batch]] = msgspec.msgpack.Deco
     Genesis | Batch, dec_hook=decode_hook
 )
 _uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
+_entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
 
 
-def encode_record(record: Genesis | RawBatch) -> bytearray:
+def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
     """Frame `record`. Raises `InvariantError` when it is longer than any reader accepts."""
     buffer = bytearray(FRAME_BYTES)
     _encoder.encode_into(record, buffer, FRAME_BYTES)
@@ -116,6 +126,11 @@ def decode_raw(payload: bytes | bytearray | memoryview) -> Genesis | RawBatch:
 def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
     """Decode a payload with its commands. Raises `msgspec.DecodeError`."""
     return _decoder.decode(payload)
+
+
+def decode_command(command: Raw) -> Entry:
+    """Decode one command. Raises `msgspec.DecodeError`."""
+    return _entry_decoder.decode(command)
 
 
 def request_key(command: Raw) -> int:

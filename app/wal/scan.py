@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from app.errors import CorruptionError, StartRefused
-from app.model.codec import fingerprint
 from app.wal.checkpoint import Checkpoint
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
@@ -110,8 +109,7 @@ def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int
                 record = decode_frame(segment, frame)
                 if isinstance(record, RawBatch) and record.commands:
                     keys = [request_key(command) for command in record.commands]
-                    prints = [fingerprint(bytes(command)) for command in record.commands]
-                    index.add(frame.offset, frame.end, record.first_command_id, keys, prints)
+                    index.add(frame.offset, frame.end, record.first_command_id, keys)
             if reader.fault is not None:
                 raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
         finally:

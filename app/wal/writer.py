@@ -8,20 +8,24 @@ import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
+from msgspec import Struct
+
 from app import failpoints
 from app.chain.header import Delegation, Header, Roots
-from app.errors import DiskFull, EntryFault, RequestConflict, Unavailable
+from app.errors import DiskFull, RequestConflict, Unavailable
 from app.model.codec import PreparedRequest
 from app.model.entry import Entry
+from app.model.packing import pack_array
 from app.wal.dedup import DuplicateIndex
 from app.wal.log import Log
-from app.wal.record import RawBatch, encode_record, raw_commands
+from app.wal.plan import Plan, Planner, Verdict
+from app.wal.record import PackedBatch, encode_record
 
 _log = logging.getLogger(__name__)
 
@@ -32,23 +36,22 @@ _BLOCK_OVERHEAD_BYTES: Final = 1024
 _INDEX_BYTES: Final = 3
 
 
-class Duplicate(NamedTuple):
+class Duplicate(Struct, frozen=True, gc=False):
     """An entry that had been journaled before, with its first command_id."""
 
     request_uuid: UUID
     command_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """A durable request: what its acknowledgement says."""
+class Appended(Struct, frozen=True, gc=False, kw_only=True):
+    """A durable request: what its acknowledgement says (protocol, section 2)."""
 
     count: int
     first_command_id: int | None
     last_command_id: int | None
     wal_offset: int
-    duplicates: list[Duplicate]
     block_height: int | None = None
+    duplicates: list[Duplicate] = []
 
 
 class Reached(NamedTuple):
@@ -57,7 +60,7 @@ class Reached(NamedTuple):
     wal_offset: int
 
 
-Outcome = Appended | Reached | RequestConflict | DiskFull
+Outcome = Appended | Reached | RequestConflict | Unavailable | DiskFull
 
 
 class PendingBlock(Protocol):
@@ -126,35 +129,6 @@ class Committed:
     block_height: int | None = None
 
 
-@dataclass(slots=True)
-class _Plan:
-    """What becomes of a batch of requests: the entries to write, and who waits for them."""
-
-    entries: list[Entry] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    fingerprints: list[bytes] = field(default_factory=list)
-    # Keys of this record that are not durable yet: position and fingerprint.
-    pending: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    verdicts: list["_Verdict"] = field(default_factory=list)
-    duplicates: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What becomes of one request. Positions count from 0 within the record's commands."""
-
-    submission: Submission
-    first: int
-    count: int
-    known: list[tuple[UUID, int]]
-    waiting: list[tuple[UUID, int]]
-    conflict: RequestConflict | None
-    needs_record: bool
-    # The end of the record that holds the last of a request that adds nothing itself.
-    end: int = 0
-
-
 class WalWriter(Generic[Pending]):
     """Queue and thread in front of a `Log`.
 
@@ -178,6 +152,7 @@ class WalWriter(Generic[Pending]):
     ) -> None:
         self.index = index
         self._log = log
+        self._planner = Planner(index, log.read_commands)
         self._blocks = blocks
         self._next_command_id = next_command_id
         self._max_batch_entries = max_batch_entries
@@ -271,16 +246,16 @@ class WalWriter(Generic[Pending]):
 
     def _commit(self, batch: list[Submission]) -> None:
         taken_at = perf_counter()
-        plan = self._plan(batch)
+        plan = Plan(self._next_command_id)
+        verdicts = [self._place(submission, plan) for submission in batch]
         failure: DiskFull | None = None
         block: Pending | None = None
         append_s = sync_s = 0.0
-        first_command_id = self._next_command_id
         if plan.keys:
             try:
                 block = self._blocks.prepare(plan.entries) if self._blocks else None
                 failpoints.reach(failpoints.BLOCK_PREPARED)
-                offset, appended = self._append(plan, block)
+                offset, end = self._append(plan, block)
                 failpoints.reach(failpoints.RECORD_APPENDED)
             except DiskFull as error:
                 failure = error
@@ -290,15 +265,16 @@ class WalWriter(Generic[Pending]):
                 failpoints.reach(failpoints.RECORD_SYNCED)
                 sync_s = perf_counter() - taken_at - append_s
                 self._next_command_id += len(plan.keys)
-                self.index.add(offset, appended, first_command_id, plan.keys, plan.fingerprints)
+                self.index.add(offset, end, plan.first_command_id, plan.keys)
                 if self._blocks:
-                    self._blocks.applied(block, first_command_id, appended)
+                    self._blocks.applied(block, plan.first_command_id, end)
                 failpoints.reach(failpoints.BLOCK_APPLIED)
-        written = _Written(first_command_id, self._log.end, failure, block)
+        written = _Written(plan.first_command_id, self._log.end, failure, block)
         self._deliver(
             Committed(
                 outcomes=[
-                    (each.submission, self._outcome(each, written)) for each in plan.verdicts
+                    (submission, self._outcome(submission.request, verdict, written))
+                    for submission, verdict in zip(batch, verdicts, strict=True)
                 ],
                 taken_at=taken_at,
                 entries=len(plan.keys) if failure is None else 0,
@@ -310,120 +286,68 @@ class WalWriter(Generic[Pending]):
             )
         )
 
-    def _append(self, plan: _Plan, block: Pending | None) -> tuple[int, int]:
-        size = sum(map(len, plan.bodies)) + _RECORD_OVERHEAD_BYTES
+    def _place(self, submission: Submission, plan: Plan) -> Verdict | None:
+        request = submission.request
+        return None if request is None else self._planner.place(request, plan)
+
+    def _append(self, plan: Plan, block: Pending | None) -> tuple[int, int]:
+        size = plan.size_bytes + _RECORD_OVERHEAD_BYTES
         if block is not None:
             size += _BLOCK_OVERHEAD_BYTES + _INDEX_BYTES * len(block.indices)
-        offset = self._log.reserve(size, self._next_command_id)
-        record = RawBatch(
+        offset = self._log.reserve(size, plan.first_command_id)
+        record = PackedBatch(
             offset=offset,
-            first_command_id=self._next_command_id,
-            commands=raw_commands(plan.bodies),
+            first_command_id=plan.first_command_id,
+            commands=pack_array(len(plan.keys), plan.packed),
         )
         if block is not None:
             record.header, record.roots = block.header, block.roots
             record.block_indices, record.authority = block.indices, block.authority
         return offset, self._log.append(encode_record(record))
 
-    def _plan(self, batch: list[Submission]) -> _Plan:
-        plan = _Plan()
-        for submission in batch:
-            request = submission.request
-            first = len(plan.keys)
-            if request is None:
-                plan.verdicts.append(_Verdict(submission, first, 0, [], [], None, False))
-            elif self._all_new(request, plan):
-                plan.entries += request.entries
-                plan.keys += request.keys
-                plan.bodies += request.bodies
-                plan.fingerprints += request.fingerprints
-                count = len(request.keys)
-                positions = zip(range(first, first + count), request.fingerprints, strict=True)
-                plan.pending.update(zip(request.keys, positions, strict=True))
-                plan.verdicts.append(_Verdict(submission, first, count, [], [], None, True))
-            else:
-                plan.verdicts.append(self._sift(submission, request, plan))
-        return plan
-
-    def _all_new(self, request: PreparedRequest, plan: _Plan) -> bool:
-        keys = request.keys
-        return (
-            self.index.unseen(keys)
-            and plan.pending.keys().isdisjoint(keys)
-            and (len(keys) == 1 or len(set(keys)) == len(keys))
-        )
-
-    def _sift(self, submission: Submission, request: PreparedRequest, plan: _Plan) -> _Verdict:
-        """Tell new entries, duplicates and conflicts apart.
-
-        A conflict takes nothing into the record.
-        """
-        first = len(plan.keys)
-        fresh: dict[int, tuple[int, bytes]] = {}
-        take: list[int] = []
-        known: list[tuple[UUID, int]] = []
-        waiting: list[tuple[UUID, int]] = []
-        faults: list[EntryFault] = []
-        leans = False
-        for index, key in enumerate(request.keys):
-            content = request.fingerprints[index]
-            uuid = request.entries[index].request_uuid
-            durable = self.index.get(key)
-            earlier = durable or fresh.get(key) or plan.pending.get(key)
-            if earlier is None:
-                fresh[key] = (first + len(take), content)
-                take.append(index)
-            elif earlier[1] != content:
-                leans = leans or (durable is None and key not in fresh)
-                message = f"request_uuid {uuid} was used before with other content"
-                faults.append(EntryFault(index, "request_uuid", message))
-            else:
-                (waiting if durable is None else known).append((uuid, earlier[0]))
-        if faults:
-            conflict = RequestConflict(faults[0].message, tuple(faults[:100]))
-            return _Verdict(submission, first, 0, [], [], conflict, leans)
-        for index in take:
-            plan.entries.append(request.entries[index])
-            plan.keys.append(request.keys[index])
-            plan.bodies.append(request.bodies[index])
-            plan.fingerprints.append(request.fingerprints[index])
-        plan.pending |= fresh
-        plan.duplicates += len(known) + len(waiting)
-        end = max((self.index.end_offset(command_id) for _, command_id in known), default=0)
-        needs_record = bool(take or waiting)
-        return _Verdict(submission, first, len(take), known, waiting, None, needs_record, end)
-
-    def _outcome(self, verdict: _Verdict, written: "_Written") -> Outcome:
-        first_command_id, end = written.first_command_id, written.end
+    def _outcome(
+        self, request: PreparedRequest | None, verdict: Verdict | None, written: "_Written"
+    ) -> Outcome:
+        if request is None or verdict is None:
+            return Reached(written.end)
         if written.failure is not None and verdict.needs_record:
             return written.failure
-        if verdict.conflict is not None:
-            return verdict.conflict
-        request = verdict.submission.request
-        if request is None:
-            return Reached(end)
-        duplicates = [Duplicate(uuid, command_id) for uuid, command_id in verdict.known]
-        duplicates += [Duplicate(uuid, first_command_id + at) for uuid, at in verdict.waiting]
-        first = first_command_id + verdict.first if verdict.count else None
-        last = first + verdict.count - 1 if first is not None else None
-        if not verdict.needs_record:
-            end = verdict.end
-        height = self._height(verdict, written.block)
-        return Appended(len(request.keys), first, last, end, duplicates, height)
+        if verdict.refusal is not None:
+            return verdict.refusal
+        taken, first = verdict.taken, verdict.first_command_id
+        return Appended(
+            count=len(request.keys),
+            first_command_id=first if taken else None,
+            last_command_id=first + taken - 1 if taken else None,
+            wal_offset=written.end if verdict.needs_record else verdict.end_offset,
+            block_height=self._height(request, verdict, written),
+            duplicates=[
+                Duplicate(request.entries[at].request_uuid, command_id)
+                for at, command_id in verdict.repeated
+            ],
+        )
 
-    def _height(self, verdict: _Verdict, block: PendingBlock | None) -> int | None:
+    def _height(
+        self, request: PreparedRequest, verdict: Verdict, written: "_Written"
+    ) -> int | None:
         """The block that covers a command of the request: this record's, else a duplicate's own."""
+        block, first = written.block, written.first_command_id
         if block is not None:
-            at = bisect_left(block.indices, verdict.first)
-            if at < len(block.indices) and block.indices[at] < verdict.first + verdict.count:
+            start = verdict.first_command_id - first
+            at = bisect_left(block.indices, start)
+            if at < len(block.indices) and block.indices[at] < start + verdict.taken:
                 return block.header.batch_seq
-            positions = {position for _, position in verdict.waiting}
+            positions = {command_id - first for _, command_id in verdict.repeated}
             if not positions.isdisjoint(block.indices):
                 return block.header.batch_seq
         if self._blocks is None:
             return None
-        heights = (self._blocks.height_of(uuid.bytes) for uuid, _ in verdict.known)
-        return next((height for height in heights if height is not None), None)
+        for at, command_id in verdict.repeated:
+            if command_id < first:
+                height = self._blocks.height_of(request.entries[at].request_uuid.bytes)
+                if height is not None:
+                    return height
+        return None
 
 
 class _Written(NamedTuple):

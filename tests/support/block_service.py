@@ -24,7 +24,6 @@ from app.api.problems import TRANSLATED
 from app.chain.header import Delegation, Header
 from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable
-from app.model.codec import PreparedRequest, canonical_bytes, fingerprint
 from app.model.entry import Entry
 from app.replication.reader import EnvironmentSummary
 from app.service.block_view import BlockParts, BlockView
@@ -35,6 +34,7 @@ from app.wal.files import FileSystem
 from app.wal.sync import FdatasyncSyncer
 from app.wal.writer import Appended, Committed, Outcome, WalWriter
 from tests.support.block_chain import make_delegation
+from tests.support.running_writer import request
 from tests.support.wal_files import ENVIRONMENT, make_settings
 
 _NO_LIMIT: Final = 1 << 40
@@ -128,7 +128,7 @@ class BlockService:
         """Journal batches, one after the other."""
         futures: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in batches]
         for entries, future in zip(batches, futures, strict=True):
-            self.writer.submit(_request(entries), future.set_result)
+            self.writer.submit(request(*entries), future.set_result)
         outcomes = await asyncio.wait_for(asyncio.gather(*futures), 60)
         return [outcome for outcome in outcomes if isinstance(outcome, Appended)]
 
@@ -174,17 +174,6 @@ async def serving(service: BlockService) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=service.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://journal") as client:
         yield client
-
-
-def _request(entries: tuple[Entry, ...]) -> PreparedRequest:
-    bodies = [canonical_bytes(entry) for entry in entries]
-    return PreparedRequest(
-        list(entries),
-        [entry.request_uuid.int for entry in entries],
-        bodies,
-        [fingerprint(body) for body in bodies],
-        sum(map(len, bodies)),
-    )
 
 
 def make_app(view: BlockView) -> FastAPI:

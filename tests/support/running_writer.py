@@ -5,7 +5,7 @@ from threading import Event
 from typing import Any
 from uuid import UUID
 
-from app.model.codec import PreparedRequest, canonical_bytes, fingerprint
+from app.model.codec import PreparedRequest, pack
 from app.model.entry import Entry
 from app.settings import Settings
 from app.wal.writer import Appended, Committed, Outcome, WalWriter
@@ -19,14 +19,8 @@ NO_LIMIT = 1 << 40
 
 
 def request(*entries: Entry) -> PreparedRequest:
-    bodies = [canonical_bytes(entry) for entry in entries]
-    return PreparedRequest(
-        list(entries),
-        [entry.request_uuid.int for entry in entries],
-        bodies,
-        [fingerprint(body) for body in bodies],
-        sum(map(len, bodies)),
-    )
+    keys = [entry.request_uuid.int for entry in entries]
+    return PreparedRequest(list(entries), keys, pack(entries))
 
 
 def fresh(count: int = 1) -> PreparedRequest:

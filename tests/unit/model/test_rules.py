@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import msgpack
 
-from app.model.entry import ZERO_DIGEST, Digest, Entry
+from app.model.entry import Digest, Entry
 from app.model.rules import MAX_SYMBOLS_DEPTH, RuleBroken, check_entry, significant_digits
 from tests.support.journal_entries import (
     make_entry,
@@ -237,13 +237,6 @@ def test_symbols_nested_deeper_are_refused_whatever_the_depth(depth: int) -> Non
 
 
 # -- the first rule that is broken, and what is normalised ----------------------------------------
-
-
-def test_a_digest_that_says_what_the_default_says_is_the_default() -> None:
-    entry = make_entry(pre_digest=Digest(symbols={}), post_digest=Digest(l2_seq=1))
-    check_entry(entry, LIMIT)
-    assert entry.pre_digest is ZERO_DIGEST
-    assert entry.post_digest == Digest(l2_seq=1)
 
 
 def test_the_first_broken_rule_is_reported() -> None:

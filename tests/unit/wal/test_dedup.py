@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model.codec import canonical_bytes, fingerprint
 from app.model.entry import Entry
-from app.wal.dedup import DuplicateIndex, Known
+from app.wal.dedup import CoveredRecord, DuplicateIndex
 from tests.support.journal_entries import make_entry
 from tests.support.wal_files import make_settings, open_wal, write_wal
 
 
 def add(index: DuplicateIndex, number: int, first_id: int, keys: Sequence[int]) -> None:
-    """Add record `number`; records are 100 bytes long, and fingerprints say key and id."""
-    prints = [b"%d/%d" % (key, first_id + at) for at, key in enumerate(keys)]
-    index.add(100 * number, 100 * number + 100, first_id, keys, prints)
+    """Add record `number`; records are 100 bytes long."""
+    index.add(100 * number, 100 * number + 100, first_id, keys)
 
 
 def filled(window: int, records: int, per_record: int = 1) -> DuplicateIndex:
@@ -39,14 +37,14 @@ def test_an_empty_index_knows_nothing() -> None:
     assert len(index) == 0
 
 
-def test_a_known_key_has_its_command_id_and_fingerprint_and_the_end_of_its_record() -> None:
+def test_a_known_key_has_its_command_id_and_its_record() -> None:
     index = filled(10, 3, per_record=2)
-    assert index.get(3) == Known(3, b"3/3")
+    assert index.get(3) == 3
     assert not index.unseen([9, 3])
     assert index.unseen([7, 8])
-    assert [index.end_offset(command_id) for command_id in range(1, 7)] == [
-        100, 100, 200, 200, 300, 300,
-    ]  # fmt: skip
+    records = [CoveredRecord(0, 100, 1), CoveredRecord(100, 200, 3), CoveredRecord(200, 300, 5)]
+    for command_id in range(1, 7):
+        assert index.record_of(command_id) == records[(command_id - 1) // 2]
 
 
 @pytest.mark.parametrize(("window", "per_record", "kept"), [(5, 1, 5), (5, 2, 6), (1, 3, 3)])
@@ -71,7 +69,7 @@ def test_a_record_larger_than_the_window_is_covered_whole() -> None:
 
 def test_ends_are_right_after_the_lists_were_trimmed() -> None:
     index = filled(3, 5_000)
-    assert [index.end_offset(command_id) for command_id in (4_998, 4_999, 5_000)] == [
+    assert [index.record_of(command_id).end for command_id in (4_998, 4_999, 5_000)] == [
         499_800, 499_900, 500_000,
     ]  # fmt: skip
     assert index.start_offset == 499_700
@@ -81,9 +79,9 @@ def test_gaps_between_command_ids_do_not_matter() -> None:
     index = DuplicateIndex(10)
     add(index, 0, 1, [11, 12])
     add(index, 1, 50, [13])
-    assert index.end_offset(1) == 100
-    assert index.end_offset(50) == 200
-    assert index.get(13) == Known(50, b"13/50")
+    assert index.record_of(2) == CoveredRecord(0, 100, 1)
+    assert index.record_of(50) == CoveredRecord(100, 200, 50)
+    assert index.get(13) == 50
 
 
 def test_a_key_that_was_journaled_again_beyond_the_window_keeps_its_newer_entry() -> None:
@@ -94,9 +92,9 @@ def test_a_key_that_was_journaled_again_beyond_the_window_keeps_its_newer_entry(
     for number in range(2, 6):
         add(index, number, number + 2, [20 + number])
         newer = index.get(7)
-        assert newer is None or newer.command_id == 3
+        assert newer in (None, 3)
         if (index.oldest_command_id or 0) <= 3:
-            assert newer == Known(3, b"7/3")
+            assert newer == 3
     assert index.get(7) is None
 
 
@@ -119,16 +117,16 @@ def test_any_history_is_covered_for_at_least_the_window(
         history += [(key, first + at) for at, key in enumerate(keys)]
         starts += [100 * number] * len(keys)
         newest = dict(history[-window:])
-        assert {key: known.command_id for key in newest if (known := index.get(key))} == newest
+        assert {key: index.get(key) for key in newest} == newest
         assert index.start_offset is not None
         assert index.start_offset <= starts[-window:][0]
         assert index.oldest_command_id is not None
         assert index.oldest_command_id <= history[-window:][0][1]
         for key, command_id in history:
             known = index.get(key)
-            assert known is None or known.command_id >= command_id
-            if known is not None and known.command_id == command_id:
-                assert index.end_offset(command_id) == starts[command_id - 1] + 100
+            assert known is None or known >= command_id
+            if known == command_id:
+                assert index.record_of(command_id).end == starts[command_id - 1] + 100
 
 
 @settings(max_examples=25)
@@ -154,8 +152,7 @@ def test_after_a_restart_the_index_covers_the_window_as_before(
         command_id = 1
         for record in wal.records:
             keys = [entry.request_uuid.int for entry in record.entries]
-            prints = [fingerprint(canonical_bytes(entry)) for entry in record.entries]
-            live.add(record.offset, record.end, command_id, keys, prints)
+            live.add(record.offset, record.end, command_id, keys)
             command_id += len(keys)
         opened = open_wal(config)
         opened.log.close()
@@ -168,8 +165,7 @@ def test_after_a_restart_the_index_covers_the_window_as_before(
             assert opened.index.get(key) == live.get(key) is not None
             known = live.get(key)
             assert known is not None
-            end = live.end_offset(known.command_id)
-            assert opened.index.end_offset(known.command_id) == end
+            assert opened.index.record_of(known) == live.record_of(known)
 
 
 def fresh(number: int, count: int) -> list[Entry]:

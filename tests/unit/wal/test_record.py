@@ -12,14 +12,17 @@ from msgspec import Raw
 
 from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
-from app.model.codec import canonical_bytes
+from app.model.codec import canonical_bytes, pack
+from app.model.packing import pack_array
 from app.wal import record
 from app.wal.record import (
     FRAME_BYTES,
     Batch,
     Genesis,
+    PackedBatch,
     RawBatch,
     crc_matches,
+    decode_command,
     decode_raw,
     decode_record,
     encode_record,
@@ -58,8 +61,10 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     commands: list[Any], offset: int
 ) -> None:
     bodies = [Raw(canonical_bytes(entry)) for entry in commands]
-    batch = RawBatch(offset=offset, first_command_id=9, commands=bodies)
+    array = pack_array(len(commands), [pack(commands)])
+    batch = PackedBatch(offset=offset, first_command_id=9, commands=array)
     data = bytes(encode_record(batch))
+    assert data == encode_record(RawBatch(offset=offset, first_command_id=9, commands=bodies))
     payload = data[FRAME_BYTES:]
     assert data == frame(payload)
     content = msgpack.unpackb(payload)
@@ -72,6 +77,7 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     assert decoded.commands == commands
     raw = decode_raw(payload)
     assert isinstance(raw, RawBatch)
+    assert [decode_command(command) for command in raw.commands] == commands
     assert [bytes(command) for command in raw.commands] == [bytes(body) for body in bodies]
     assert [request_key(command) for command in raw.commands] == [
         entry.request_uuid.int for entry in commands

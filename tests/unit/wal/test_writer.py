@@ -174,7 +174,11 @@ def test_a_request_of_nothing_but_duplicates_of_the_same_batch_waits_for_it(
     again = request(entry(7))
     one, other = running.append(again, again)
     assert appended(other) == Appended(
-        1, None, None, appended(one).wal_offset, [Duplicate(UUID(int=7), 3)]
+        count=1,
+        first_command_id=None,
+        last_command_id=None,
+        wal_offset=appended(one).wal_offset,
+        duplicates=[Duplicate(UUID(int=7), 3)],
     )
 
 

@@ -1,0 +1,158 @@
+"""What becomes of the requests that the writer takes at once.
+
+New entries go into the record; repeated ones are told from other content under the same
+`request_uuid`. Decided by the writer alone, while it builds a record (protocol, section 2).
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
+from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
+from app.model.entry import Entry
+from app.model.packing import split_packed
+from app.wal.dedup import DuplicateIndex
+from app.wal.record import decode_command
+
+_log = logging.getLogger(__name__)
+
+# A request that is sent again has its entries in few records, which are read back once then.
+_CACHED_RECORDS: Final = 4
+
+
+class Verdict(NamedTuple):
+    """What becomes of one request: how many entries are new, which are duplicates, or a refusal.
+
+    `command_id`s are those that the entries get if the record is written. Indices in `repeated`
+    point into the request, with the command_id of the earlier entry.
+    """
+
+    taken: int
+    first_command_id: int
+    repeated: list[tuple[int, int]]
+    refusal: RequestConflict | Unavailable | None
+    # Whether the answer stands only once the record is durable, and where it ends already if not.
+    needs_record: bool
+    end_offset: int
+
+
+class Plan:
+    """One record in the making: the entries to write, in order, and their encodings."""
+
+    def __init__(self, first_command_id: int) -> None:
+        self.first_command_id = first_command_id
+        self.entries: list[Entry] = []
+        self.keys: list[int] = []
+        self.packed: list[bytes] = []
+        # Keys of this record, which is not durable yet.
+        self.pending: dict[int, int] = {}
+        self.duplicates = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of the record the entries take."""
+        return sum(map(len, self.packed))
+
+    def add(self, entries: list[Entry], keys: list[int], packed: bytes) -> Verdict:
+        """Take new entries into the record."""
+        first = self.first_command_id + len(self.keys)
+        self.pending.update(zip(keys, range(first, first + len(keys)), strict=True))
+        self.entries += entries
+        self.keys += keys
+        self.packed.append(packed)
+        return Verdict(len(keys), first, [], None, needs_record=True, end_offset=0)
+
+
+class Planner:
+    """Decides what becomes of requests, one after the other.
+
+    `read_commands` reads the batch at an offset of the log back, commands left encoded.
+    """
+
+    def __init__(
+        self, index: DuplicateIndex, read_commands: Callable[[int], Sequence[Raw]]
+    ) -> None:
+        self._index = index
+        self._read_commands = read_commands
+        self._cache: OrderedDict[int, Sequence[Raw]] = OrderedDict()
+
+    def place(self, request: PreparedRequest, plan: Plan) -> Verdict:
+        """Take what is new of a request into the plan, nothing of it when it is refused."""
+        keys = request.keys
+        if (
+            self._index.unseen(keys)
+            and plan.pending.keys().isdisjoint(keys)
+            and (len(keys) == 1 or len(set(keys)) == len(keys))
+        ):
+            return plan.add(request.entries, keys, request.packed)
+        try:
+            return self._sift(request, plan)
+        except (OSError, CorruptionError, msgspec.DecodeError) as error:
+            _log.error("a repeated entry can't be compared with what was journaled: %s", error)
+            refusal = Unavailable(f"what was journaled before can't be read back: {error}")
+            return Verdict(0, 0, [], refusal, needs_record=False, end_offset=0)
+
+    def _sift(self, request: PreparedRequest, plan: Plan) -> Verdict:
+        """Tell new entries, duplicates and conflicts apart."""
+        encoded = split_packed(len(request.keys), request.packed)
+        fresh: dict[int, int] = {}
+        taken: list[int] = []
+        repeated: list[tuple[int, int]] = []
+        faults: list[EntryFault] = []
+        leans = False
+        next_id = plan.first_command_id + len(plan.keys)
+        for at, key in enumerate(request.keys):
+            entry = request.entries[at]
+            if (durable := self._index.get(key)) is not None:
+                same = self._is_recorded(durable, entry, encoded[at])
+                earlier = durable
+            elif key in fresh:
+                earlier = fresh[key]
+                same = _is_same(entry, request.entries[taken[earlier - next_id]])
+            elif (waiting := plan.pending.get(key)) is not None:
+                same = _is_same(entry, plan.entries[waiting - plan.first_command_id])
+                earlier = waiting
+                leans = True
+            else:
+                fresh[key] = next_id + len(taken)
+                taken.append(at)
+                continue
+            if same:
+                repeated.append((at, earlier))
+            else:
+                message = f"request_uuid {entry.request_uuid} was used before with other content"
+                faults.append(EntryFault(at, "request_uuid", message))
+        if faults:
+            refusal = RequestConflict(faults[0].message, tuple(faults[:MAX_FAULTS]))
+            return Verdict(0, 0, [], refusal, leans, 0)
+        plan.duplicates += len(repeated)
+        if fresh:
+            new = plan.add(
+                [request.entries[at] for at in taken],
+                list(fresh),
+                b"".join(bytes(encoded[at]) for at in taken),
+            )
+            return new._replace(repeated=repeated)
+        ids = [earlier for _, earlier in repeated if earlier < plan.first_command_id]
+        end = max((self._index.record_of(command_id).end for command_id in ids), default=0)
+        return Verdict(0, 0, repeated, None, leans, end)
+
+    def _is_recorded(self, command_id: int, entry: Entry, encoded: Raw) -> bool:
+        """Whether the log holds the same content under a command_id."""
+        record = self._index.record_of(command_id)
+        commands = self._cache.get(record.offset)
+        if commands is None:
+            commands = self._cache[record.offset] = self._read_commands(record.offset)
+            if len(self._cache) > _CACHED_RECORDS:
+                self._cache.popitem(last=False)
+        recorded = commands[command_id - record.first_command_id]
+        return bytes(recorded) == bytes(encoded) or _is_same(entry, decode_command(recorded))
+
+
+def _is_same(one: Entry, other: Entry) -> bool:
+    return canonical_bytes(one) == canonical_bytes(other)

@@ -1,0 +1,117 @@
+"""Repeated entries are told from other content by what the log holds, whatever was sent."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgpack
+import pytest
+from msgspec import Raw
+
+from app.errors import CorruptionError, RequestConflict, Unavailable
+from app.model.codec import PreparedRequest, RequestCodec
+from app.wal.dedup import DuplicateIndex
+from app.wal.plan import Plan, Planner
+from tests.support.http_entries import msgpack_entry
+from tests.support.journal_entries import make_entry
+from tests.support.running_writer import request
+
+codec = RequestCodec(max_entries=2000, max_field_bytes=4096)
+
+
+class Recorded:
+    """Records that are durable, each at an offset of its own; `reads` says which were read back."""
+
+    def __init__(self) -> None:
+        self.index = DuplicateIndex(10_000)
+        self.commands: dict[int, list[Raw]] = {}
+        self.reads: list[int] = []
+        self.failure: Exception | None = None
+        self.planner = Planner(self.index, self.read)
+
+    def add(self, first_command_id: int, prepared: PreparedRequest) -> None:
+        offset = 1000 * len(self.commands)
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(prepared.packed)
+        self.commands[offset] = [Raw(msgpack.packb(each)) for each in unpacker]
+        self.index.add(offset, offset + 1000, first_command_id, prepared.keys)
+
+    def read(self, offset: int) -> Sequence[Raw]:
+        self.reads.append(offset)
+        if self.failure is not None:
+            raise self.failure
+        return self.commands[offset]
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    return Recorded()
+
+
+def sent(**fields: object) -> PreparedRequest:
+    body = {"request_uuid": UUID(int=1).bytes, **fields}
+    return codec.prepare(msgpack.packb({"entries": [msgpack_entry(**body)]}), json=False)
+
+
+def test_the_same_content_in_another_spelling_is_a_duplicate(recorded: Recorded) -> None:
+    symbols = {"a": 1, "b": 2}
+    recorded.add(7, sent(pre_digest={"symbols": symbols}))
+    again = sent(
+        order_id=None,
+        post_digest={"l2_seq": 0},
+        events=[],
+        pre_digest={"l2_seq": 0, "symbols": dict(reversed(symbols.items()))},
+    )
+    verdict = recorded.planner.place(again, plan := Plan(50))
+    assert (verdict.taken, verdict.repeated, verdict.refusal) == (0, [(0, 7)], None)
+    assert (verdict.needs_record, verdict.end_offset) == (False, 1000)
+    assert plan.keys == []
+
+
+def test_other_content_is_a_conflict_and_nothing_of_its_request_is_taken(
+    recorded: Recorded,
+) -> None:
+    recorded.add(7, sent())
+    changed = request(make_entry(), *sent(order_id=1).entries)
+    verdict = recorded.planner.place(changed, plan := Plan(50))
+    assert isinstance(verdict.refusal, RequestConflict)
+    assert [fault.entry for fault in verdict.refusal.faults] == [1]
+    assert plan.keys == []
+    assert plan.pending == {}
+
+
+def test_new_entries_among_duplicates_are_taken_in_order(recorded: Recorded) -> None:
+    one, two, three, four = (make_entry() for _ in range(4))
+    recorded.add(7, request(two, four))
+    mixed = request(one, two, three, four, three)
+    verdict = recorded.planner.place(mixed, plan := Plan(50))
+    assert (verdict.taken, verdict.first_command_id) == (2, 50)
+    assert verdict.repeated == [(1, 7), (3, 8), (4, 51)]
+    assert plan.entries == [one, three]
+    assert plan.packed == [request(one, three).packed]
+    assert verdict.needs_record
+
+
+def test_a_request_that_is_sent_again_reads_its_record_once(recorded: Recorded) -> None:
+    entries = [make_entry() for _ in range(100)]
+    recorded.add(1, request(*entries))
+    for entry in entries:
+        assert recorded.planner.place(request(entry), Plan(200)).repeated
+    assert recorded.reads == [0]
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(24, "Too many open files"), CorruptionError("0.wal", 0, "wrong CRC")]
+)
+def test_when_the_log_cannot_be_read_back_the_request_is_refused_for_now(
+    recorded: Recorded, failure: Exception
+) -> None:
+    """Neither a duplicate nor a conflict can be told then; the rest of the batch goes on."""
+    recorded.add(7, sent())
+    recorded.failure = failure
+    plan = Plan(50)
+    verdict = recorded.planner.place(sent(), plan)
+    assert isinstance(verdict.refusal, Unavailable)
+    assert not verdict.needs_record
+    assert recorded.planner.place(request(make_entry()), plan).taken == 1
+    recorded.failure = None
+    assert recorded.planner.place(sent(), plan).repeated == [(0, 7)]
