@@ -67,7 +67,10 @@ class JournalApp(FastAPI):
         """The whole API, `POST /entries` included."""
         if self.openapi_schema is None:
             journal: Journal = self.state.journal
-            self.openapi_schema = complete(super().openapi(), journal.settings.max_entries)
+            access: Access = self.state.access
+            self.openapi_schema = complete(
+                super().openapi(), journal.settings.max_entries, tokens_enforced=access.enforced
+            )
         return self.openapi_schema
 
 

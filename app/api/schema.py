@@ -69,12 +69,14 @@ class AppendAnswer(msgspec.Struct):
     duplicates: list[DuplicateAnswer]
 
 
-def complete(document: dict[str, Any], max_entries: int) -> dict[str, Any]:
-    """Add what the framework can't know: `POST /entries`, problems, answers in MessagePack."""
+def complete(
+    document: dict[str, Any], max_entries: int, *, tokens_enforced: bool
+) -> dict[str, Any]:
+    """Add what the framework can't know: `POST /entries`, problems, tokens, MessagePack."""
     problem = ProblemDocument.model_json_schema(ref_template=_REF.replace("name", "model"))
     document["components"]["schemas"] |= problem.pop("$defs") | {"ProblemDocument": problem}
     _add_append(document, max_entries)
-    describe_security(document)
+    describe_security(document, enforced=tokens_enforced)
     for operations in document["paths"].values():
         for operation in operations.values():
             for response in operation["responses"].values():

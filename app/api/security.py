@@ -116,8 +116,11 @@ class Security:
         await self._app(scope, receive, send)
 
 
-def describe_security(document: dict[str, Any]) -> None:
-    """Say in an OpenAPI document what each call needs, and how it is refused without."""
+def describe_security(document: dict[str, Any], *, enforced: bool) -> None:
+    """Say in an OpenAPI document what each call needs, and how it is refused without.
+
+    Where tokens are not enforced, calls need none, and ignore one.
+    """
     document["components"]["securitySchemes"] = {
         "bearer": {
             "type": "http",
@@ -132,7 +135,7 @@ def describe_security(document: dict[str, Any]) -> None:
                 operation["security"] = []
                 continue
             scope = needed_scope(method.upper(), path)
-            operation["security"] = [{"bearer": [scope.value]}]
+            operation["security"] = [{"bearer": [scope.value]}] + ([] if enforced else [{}])
             refusals = documented(401, 403)
             operation["responses"] |= {str(status): refusals[status] for status in refusals}
 

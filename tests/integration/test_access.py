@@ -150,6 +150,13 @@ def test_what_is_not_said_to_be_open_is_closed_whether_it_is_there_or_not(guarde
         assert stranger.get("/readyz").status_code == 200
 
 
+def test_the_document_says_that_a_token_is_needed(admin: httpx.Client) -> None:
+    paths = admin.get("/openapi.json").json()["paths"]
+    assert paths["/entries"]["post"]["security"] == [{"bearer": ["write"]}]
+    assert paths["/checkpoint"]["get"]["security"] == [{"bearer": ["read"]}]
+    assert paths["/readyz"]["get"]["security"] == []
+
+
 def test_the_scheme_may_be_written_in_any_case(guarded: Guarded) -> None:
     with guarded.client() as client:
         for scheme in ("bearer", "BEARER"):
