@@ -19,6 +19,7 @@
         ├── InvalidBody            not decodable in its content type
         ├── InvalidEntries         decodable, but breaks a rule of an entry
         ├── TooManyEntries         more entries than MAX_ENTRIES
+        ├── TooManyValues          many times as large in memory as MAX_BODY_BYTES
         ├── RequestConflict        a request_uuid was used before with other content
         └── Unavailable            not now: the queue is full, starting, or shutting down
 
@@ -136,6 +137,10 @@ class InvalidEntries(RequestError):
 
 class TooManyEntries(RequestError):
     """The request carries more entries than `MAX_ENTRIES`."""
+
+
+class TooManyValues(RequestError):
+    """The body holds so many small values that it would be many times as large when decoded."""
 
 
 class RequestConflict(RequestError):

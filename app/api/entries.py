@@ -16,6 +16,7 @@ from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.security import Guard
 from app.model.codec import RequestCodec
+from app.model.weight import check_weight
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -47,6 +48,7 @@ class EntriesEndpoint:
         self._guard = guard
         self._observe = observe
         self._max_body_bytes = settings.max_body_bytes
+        self._max_entries = settings.max_entries
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
         self._rejected = journal.metrics.rejected
 
@@ -87,6 +89,9 @@ class EntriesEndpoint:
         body = await self._read(incoming)
         if gzip:
             body = self._inflate(body)
+        check_weight(
+            body, json=json, max_body_bytes=self._max_body_bytes, max_entries=self._max_entries
+        )
         request = self._codec.prepare(body, json=json)
         self._guard.charge(scope, grant, len(request.entries))
         return await self._journal.append(request)

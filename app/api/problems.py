@@ -13,6 +13,7 @@ from app.errors import (
     StoreFailed,
     StoreFull,
     TooManyEntries,
+    TooManyValues,
     Unavailable,
 )
 
@@ -65,6 +66,7 @@ _KINDS: Final = (
     Kind(409, 1, "request_conflict", "A request_uuid was used before with other content"),
     Kind(413, 1, "body_too_large", "The body is too large"),
     Kind(413, 2, "too_many_entries", "The request holds too many entries"),
+    Kind(413, 3, "too_many_values", "The request holds too many values"),
     Kind(415, 1, "unsupported_media_type", "The content type is not supported"),
     Kind(415, 2, "unsupported_encoding", "The content encoding is not supported"),
     Kind(422, 1, "invalid_entries", "An entry breaks a rule"),
@@ -95,6 +97,7 @@ _BY_EXCEPTION: Final[Mapping[type[Exception], str]] = {
     InvalidBody: "undecodable_body",
     InvalidEntries: "invalid_entries",
     TooManyEntries: "too_many_entries",
+    TooManyValues: "too_many_values",
     RequestConflict: "request_conflict",
     Unavailable: "unavailable",
     DatabaseUnavailable: "database_unavailable",
