@@ -156,8 +156,9 @@ def _check_json(body: bytes | bytearray, limit: int) -> None:
 
 
 def _check_parts(body: bytes | bytearray, max_body_bytes: int) -> None:
-    if sum(body.count(key) * size_bytes for key, size_bytes in _PARTS) > max_body_bytes:
-        raise _too_many(max_body_bytes // _PARTS[0][1])
+    limit = max_body_bytes * 3 // 2
+    if sum(body.count(key) * size_bytes for key, size_bytes in _PARTS) > limit:
+        raise _too_many(limit // _PARTS[0][1])
 
 
 def _too_many(limit: int) -> TooManyValues:
