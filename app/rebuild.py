@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.chain.pipeline import first_difference, prepare_block
-from app.chain.store import BlockCommand, CommitmentStore
+from app.chain.store import BlockCommand, CommitmentStore, Seen
 from app.errors import CorruptionError, StartRefused
 from app.replication.block_reader import BlockReader, HeldBlock
 from app.replication.reader import Reader
@@ -89,7 +89,7 @@ async def fill_store(
                     place = (wal_id, wal_offset) if last else (_ON_THE_WAY, store.state.height + 1)
                     apply_held(store, held, *place)
                     on_block(held.header.batch_seq)
-        store.sync()
+        store.sync(Seen(wal_id, wal_offset))
         height = store.state.height
     finally:
         store.close()

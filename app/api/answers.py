@@ -95,7 +95,9 @@ async def on_invalid_parameter(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestValidationError):
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"][1:])
-        detail = f"{where}={str(fault.get('input'))[:100]!r}: {fault['msg']}"
+        missing = fault["type"] == "missing"
+        value = "" if missing else f"={str(fault.get('input'))[:100]!r}"
+        detail = f"{where}{value}: {fault['msg']}"
     return problem_response(request, problem_of(HttpProblem(422, "invalid_parameter", detail)))
 
 

@@ -22,10 +22,12 @@ from app.chain.store_format import (
     INTENT_LOG,
     OBLIGATION_LOG,
     RISK_TREE,
+    SEEN,
     STATE_TREE,
     SYNCED,
     BlockCommand,
     Cursor,
+    Seen,
     StoredBlock,
     authority_key,
     block_key,
@@ -43,10 +45,10 @@ from app.chain.store_format import (
     tree_key,
     uuid_key,
 )
-from app.chain.store_reading import Applied, StoreReader, load, read_cursor
+from app.chain.store_reading import Applied, StoreReader, load, read_cursor, read_seen
 from app.errors import InvariantError
 
-__all__ = ["BlockCommand", "CommitmentStore", "StoredBlock"]
+__all__ = ["BlockCommand", "CommitmentStore", "Seen", "StoredBlock"]
 
 # A block adds one version; a backlog, left by a time without pruning, goes by so many a block.
 _PRUNED_PER_BLOCK: Final = 8
@@ -66,6 +68,7 @@ class CommitmentStore:
         applied: Applied,
         pruned: int,
         prune_window: int | None,
+        seen: Seen | None,
     ) -> None:
         self._rocks = rocks
         self._reader = StoreReader(rocks)
@@ -73,6 +76,7 @@ class CommitmentStore:
         self._applied = applied
         self._pruned = pruned
         self._prune_window = prune_window
+        self._seen = seen
         self._synced: int | None = None
         self._syncing = Lock()
 
@@ -92,11 +96,17 @@ class CommitmentStore:
         try:
             cursor = read_cursor(rocks, environment)
             applied = load(StoreReader(rocks), cursor)
+            seen = read_seen(StoreReader(rocks))
         except BaseException:
             rocks.close()
             raise
         window = prune_window if pruning_enabled else None
-        return cls(rocks, environment, applied, cursor.pruned, window)
+        return cls(rocks, environment, applied, cursor.pruned, window, seen)
+
+    @property
+    def path(self) -> Path:
+        """The directory it is in."""
+        return self._rocks.path
 
     @property
     def state(self) -> ChainState:
@@ -112,6 +122,13 @@ class CommitmentStore:
     def wal_offset(self) -> int:
         """The end of the record of the newest applied block; 0 before the first."""
         return self._applied.wal_offset
+
+    def reached(self, wal_id: str) -> int | None:
+        """The offset up to which this surely holds every block of a log; None: it knows nothing."""
+        offsets = [self.wal_offset] if self.wal_id == wal_id else []
+        if self._seen is not None and self._seen.wal_id == wal_id:
+            offsets.append(self._seen.wal_offset)
+        return max(offsets, default=None)
 
     def apply(
         self,
@@ -160,17 +177,21 @@ class CommitmentStore:
         self._pruned = pruned
         self._applied = after
 
-    def sync(self) -> None:
+    def sync(self, seen: Seen | None = None) -> None:
         """Make all that was applied before this call durable. Any thread.
 
-        Raises `StoreFull` and `StoreFailed`: the store must be opened anew.
+        `seen` is how far the log had been applied before this call, where the caller knows. Raises
+        `StoreFull` and `StoreFailed`: the store must be opened anew.
         """
         with self._syncing:
-            height = self.state.height
-            if height != self._synced:
-                self._rocks.write([(SYNCED, u64(height))])
+            height, seen = self.state.height, seen or self._seen
+            if (height, seen) != (self._synced, self._seen):
+                marks = [(SYNCED, u64(height))]
+                if seen is not None:
+                    marks.append((SEEN, encode(seen)))
+                self._rocks.write(marks)
                 self._rocks.sync()
-                self._synced = height
+                self._synced, self._seen = height, seen
 
     def close(self) -> None:
         """Sync and close; a second time does nothing. Silent after a write or sync has failed."""

@@ -13,6 +13,7 @@ first node, its value their hashes side by side.
     u ‖ uuid ‖ u64 leaf         the leaves of a request_uuid: the lowest is the first
     x ‖ u64 version             keys of the tree nodes that the version made obsolete
     !cursor                     Cursor
+    !seen                       Seen
     !synced                     u64: the number of blocks that were durable at the last sync
 """
 
@@ -31,6 +32,7 @@ from app.model.entry import Count
 
 FORMAT: Final = 1
 CURSOR: Final = b"!cursor"
+SEEN: Final = b"!seen"
 SYNCED: Final = b"!synced"
 COMMAND_LOG: Final = b"l"
 OBLIGATION_LOG: Final = b"o"
@@ -94,6 +96,13 @@ class Cursor(Struct, frozen=True, kw_only=True):
     pruned: int = 0
 
 
+class Seen(Struct, frozen=True, array_like=True):
+    """How far a log was applied, batches that are no blocks included, at the last sync."""
+
+    wal_id: str
+    wal_offset: int
+
+
 class _Height(Struct, array_like=True, gc=False):
     """The part of `_Columns` that tells the block."""
 
@@ -114,6 +123,7 @@ class _Columns(Struct, array_like=True, gc=False):
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_owner: Final = msgspec.msgpack.Decoder(Owner).decode
 decode_cursor: Final = msgspec.msgpack.Decoder(Cursor).decode
+decode_seen: Final = msgspec.msgpack.Decoder(Seen).decode
 decode_block: Final = msgspec.msgpack.Decoder(StoredBlock).decode
 decode_delegation: Final = msgspec.msgpack.Decoder(Delegation).decode
 _decode_columns: Final = msgspec.msgpack.Decoder(_Columns).decode

@@ -21,15 +21,18 @@ from app.chain.store_format import (
     INTENT_LOG,
     OBLIGATION_LOG,
     RISK_TREE,
+    SEEN,
     STATE_TREE,
     SYNCED,
     Cursor,
+    Seen,
     StoredBlock,
     block_key,
     commands_key,
     decode_block,
     decode_cursor,
     decode_owner,
+    decode_seen,
     encode,
     first_leaf_of_key,
     node_in_run,
@@ -152,6 +155,12 @@ def read_cursor(rocks: Rocks, environment: str) -> Cursor:
         return decode_cursor(value)
     except msgspec.DecodeError as error:
         raise StoreCorrupt(path, f"the cursor does not decode: {error}") from error
+
+
+def read_seen(reader: StoreReader) -> Seen | None:
+    """How far a log had been applied at the last sync. Raises `StoreCorrupt`."""
+    value = reader.rocks.get(SEEN)
+    return None if value is None else reader.decoded(decode_seen, value, "how far the log was seen")
 
 
 def load(reader: StoreReader, cursor: Cursor) -> Applied:

@@ -57,8 +57,8 @@ def catch_up(files: FileSystem, log: LogExtent, store: CommitmentStore) -> int:
     return applied
 
 
-async def check_newest_block(dsn: str, environment: str, store: CommitmentStore) -> None:
-    """Postgres' newest block must be one that the store has. Nothing is said when it is down.
+async def check_newest_block(dsn: str, environment: str, store: CommitmentStore) -> bool:
+    """Postgres' newest block must be one that the store has; False when Postgres is down.
 
     Raises `StartRefused` where it is another, or beyond the store.
     """
@@ -66,15 +66,31 @@ async def check_newest_block(dsn: str, environment: str, store: CommitmentStore)
         async with await BlockReader.connect(dsn, environment) as reader:
             newest = await reader.newest_block()
     except DatabaseUnavailable:
-        return
+        return False
     if newest is None:
-        return
+        return True
     known = store.block(newest.height)
-    found = "none" if known is None else f"0x{known.block_hash.hex()}"
-    if known is None or known.block_hash != newest.block_hash:
+    held = (
+        f"block {newest.height}: Postgres holds 0x{newest.block_hash.hex()}, the commitment store"
+    )
+    if known is None:
+        raise StartRefused(f"{held} none; `journal commitments rebuild` can rebuild it")
+    if known.block_hash != newest.block_hash:
+        raise StartRefused(f"{held} 0x{known.block_hash.hex()}")
+    return True
+
+
+def check_reaches(store: CommitmentStore, wal_id: str, kept_from: int) -> None:
+    """Where Postgres can't tell: no block may be missing that the log held and has given back.
+
+    `kept_from` is the offset before which the log is gone. Raises `StartRefused`.
+    """
+    reached = store.reached(wal_id)
+    if reached is None or reached < kept_from:
         raise StartRefused(
-            f"block {newest.height}: Postgres holds 0x{newest.block_hash.hex()}, "
-            f"the commitment store {found}"
+            f"{store.path} may lack blocks: it knows the log {wal_id} up to offset {reached or 0}, "
+            f"and the log is kept from {kept_from} on; start with Postgres up, or let "
+            "`journal commitments rebuild` rebuild it from there"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from app.chain.header import NO_SIGNER, Delegation, Header, Roots
 from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
-from app.chain.store import BlockCommand, CommitmentStore
+from app.chain.store import BlockCommand, CommitmentStore, Seen
 from app.errors import DiskFull, OutsideWindow
 from app.model.entry import Entry
 
@@ -165,13 +165,13 @@ class BlockProducer:
     def sync(self) -> int:
         """Make the store durable; returns up to where it then needs no log. Any thread."""
         end = self._applied_end
-        self.store.sync()
+        self.store.sync(Seen(self._wal_id, end))
         return end
 
     def close(self) -> None:
         """Make the store durable and close it."""
         if not self._starved:
-            self.store.sync()
+            self.sync()
         self.store.close()
 
     def _recover_store(self) -> None:

@@ -20,7 +20,12 @@ from app.model.codec import PreparedRequest
 from app.replication.link import Progressed, Status
 from app.replication.reader import Reader
 from app.replication.supervisor import ReplicationSupervisor
-from app.service.block_recovery import LogExtent, catch_up, check_newest_block
+from app.service.block_recovery import (
+    LogExtent,
+    catch_up,
+    check_newest_block,
+    check_reaches,
+)
 from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
@@ -106,8 +111,10 @@ class Journal:
         opened = await asyncio.to_thread(
             open_log, self._files, settings, syncer, held, _now_ms, store
         )
-        if held is not None:  # else Postgres is known to be away
-            await check_newest_block(dsn, settings.environment, store)
+        # Without an answer Postgres is known to be away.
+        asked = held is not None and await check_newest_block(dsn, settings.environment, store)
+        if not asked and opened.kept_from is not None:
+            check_reaches(store, opened.log.wal_id, opened.kept_from)
         self.metrics.wal_replay_entries.inc(opened.entries_to_replicate)
         if held and held.progress:
             self.dead_letters = held.progress.dead_letters

@@ -28,13 +28,18 @@ LOCK_NAME = "lock"
 
 @dataclass(frozen=True, slots=True)
 class OpenedLog:
-    """A log that is locked, recovered and ready to be written."""
+    """A log that is locked, recovered and ready to be written.
+
+    `kept_from` is the offset before which commands have been given back, or were journaled in an
+    earlier log; None where the log holds all commands there ever were.
+    """
 
     log: Log
     index: DuplicateIndex
     checkpoint: Checkpoint
     next_command_id: int
     entries_to_replicate: int
+    kept_from: int | None = None
 
 
 def lock_wal(files: FileSystem, settings: Settings) -> int:
@@ -108,7 +113,9 @@ def open_log(
         recovered.entries_to_replicate,
         next_command_id,
     )
-    return OpenedLog(log, index, known, next_command_id, recovered.entries_to_replicate)
+    first_command_id = read_owner(files, settings.wal_dir).first_command_id
+    kept_from = scan.kept_from if scan.kept_from or first_command_id > 1 else None
+    return OpenedLog(log, index, known, next_command_id, recovered.entries_to_replicate, kept_from)
 
 
 def examine(

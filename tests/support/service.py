@@ -82,11 +82,7 @@ class Service:
 
     def launch(self, **settings: object) -> subprocess.Popen[bytes]:
         """Start the process and return at once; `settings` hold for this life."""
-        environ = {
-            name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")
-        }
-        for name, value in {**self._settings, "PORT": self.port, **settings}.items():
-            environ[f"JOURNAL_{name}"] = str(value)
+        environ = self._environ({"PORT": self.port, **settings})
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self.wrapper, sys.executable, "-c", _COMMAND, "serve"],
@@ -101,6 +97,12 @@ class Service:
         self.launch(**settings)
         wait_for(self._is_ready, f"the service is ready; its log:\n{self.log}", 60)
         return self
+
+    def starts(self) -> bool:
+        """Start the process; whether it becomes ready, rather than ending by itself."""
+        process = self.launch()
+        wait_for(lambda: process.poll() is not None or self._answers(), "it starts or ends", 60)
+        return process.poll() is None
 
     def start_refused(self, **settings: object) -> tuple[int, str]:
         """Start a process that should end by itself; returns its status and this life's log."""
@@ -125,6 +127,17 @@ class Service:
         _, alive = psutil.wait_procs(family, 30)
         assert not alive, alive
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another `journal` command with the settings of the service."""
+        return subprocess.run(
+            [sys.executable, "-c", _COMMAND, *arguments],
+            env=self._environ({}),
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
     def wait(self, timeout_s: float = 60) -> int:
         """Wait for the process to end by itself; returns the exit status."""
         assert self._process is not None
@@ -135,10 +148,22 @@ class Service:
         options.setdefault("http1", not options.get("http2", False))
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
 
+    def _environ(self, settings: Mapping[str, object]) -> dict[str, str]:
+        environ = {
+            name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")
+        }
+        for name, value in {**self._settings, **settings}.items():
+            environ[f"JOURNAL_{name}"] = str(value)
+        return environ
+
     def _is_ready(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"the service ended with {self._process.returncode}:\n{self.log}")
+        return self._answers()
+
+    def _answers(self) -> bool:
+        assert self._process is not None
         if not self.port:
             self.port = _listening_port(self._process.pid)
             if not self.port:
