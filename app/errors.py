@@ -11,6 +11,7 @@
     │   ├── OutsideWindow          the clock has left the window of the key that was to sign
     │   ├── WalFailed              a write or sync failed: nothing further may be acknowledged
     │   ├── DatabaseUnavailable    Postgres can't be reached, or not used, right now
+    │   │   └── RevisionMismatch   its schema is at another revision than this version needs
     │   └── ReplicationRefused     Postgres and the WAL contradict each other
     ├── CorruptionError            what is on disk is not what was written
     │   └── StoreCorrupt           so is the commitment store, which can be rebuilt
@@ -82,6 +83,10 @@ class WalFailed(OperatingError):
 
 class DatabaseUnavailable(OperatingError):
     """Postgres can't be reached, or can't be used, right now."""
+
+
+class RevisionMismatch(DatabaseUnavailable):
+    """The schema is at another revision than this version needs."""
 
 
 class ReplicationRefused(OperatingError):

@@ -7,6 +7,8 @@ back-off, except where Postgres holds what the WAL says it can't: `ReplicationRe
 section 6).
 """
 
+import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +43,10 @@ SINK_LIMITS: Final = Limits(10, 60, 10, 60)
 READER_LIMITS: Final = Limits(3, 5, 3, 10)
 MIGRATION_LIMITS: Final = Limits(10, 3600, 60, 3600)
 
+# How a connection is found dead, by either side, that nothing is sent over: after half a minute.
+_KEEPALIVE_IDLE_S: Final = 15
+_KEEPALIVE_INTERVAL_S: Final = 5
+_KEEPALIVE_COUNT: Final = 3
 _CONTENT_CLASSES: Final = frozenset({"22", "23", "54"})
 # A command_id is given once. That it is there already is no fault of the entry: this is another
 # journal's.
@@ -87,16 +93,67 @@ def advisory_key(purpose: str, environment: str) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big", signed=True)
 
 
+class JournalConnection(Connection):
+    """The driver's connection, where no wait is without a limit."""
+
+    __slots__ = ()
+
+    async def copy_records_to_table(self, table_name: str, **arguments: Any) -> str:
+        """COPY, within the limit of a statement.
+
+        The driver (asyncpg 0.32) waits for room to send without any, and is not even woken when
+        the connection is lost meanwhile.
+        """
+        lost = asyncio.get_running_loop().create_future()
+
+        def notice(_: object) -> None:
+            if not lost.done():
+                lost.set_result(None)
+
+        self.add_termination_listener(notice)
+        copying = asyncio.ensure_future(super().copy_records_to_table(table_name, **arguments))
+        try:
+            await asyncio.wait(
+                {copying, lost},
+                timeout=self._config.command_timeout,  # type: ignore[attr-defined]
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if copying.done():
+                return await copying
+        finally:
+            self.remove_termination_listener(notice)
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
+        doing = f"in the middle of copying into {table_name}"
+        if lost.done():
+            raise ConnectionResetError(f"the connection was lost {doing}")
+        raise TimeoutError(f"timed out {doing}")
+
+    def keep_alive(self) -> None:
+        """Let the kernel find out when the server, or the way to it, is gone."""
+        end: socket.socket = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        if end.family == socket.AF_UNIX:
+            return
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+
+
 async def open_connection(dsn: str, application_name: str, limits: Limits) -> Connection:
     """Connect to the libpq URI `dsn`. Raises `DatabaseUnavailable`."""
     with translated("connecting to Postgres"):
         try:
-            return await asyncpg.connect(**connect_options(dsn, application_name, limits))
+            connection: JournalConnection = await asyncpg.connect(
+                **connect_options(dsn, application_name, limits)
+            )
         except ValueError as error:
             # Of the URI itself, or of a file it names; OSError and the driver's own go through.
             if isinstance(error, _DRIVER_ERRORS):
                 raise
             raise DatabaseUnavailable(f"DATABASE_URL is not usable: {error}") from None
+        connection.keep_alive()
+        return connection
 
 
 def connect_options(dsn: str, application_name: str, limits: Limits) -> dict[str, Any]:
@@ -104,6 +161,7 @@ def connect_options(dsn: str, application_name: str, limits: Limits) -> dict[str
     uri, connect_s = _without_client_parameters(dsn)
     return {
         "dsn": uri,
+        "connection_class": JournalConnection,
         "timeout": connect_s or limits.connect_s,
         "command_timeout": limits.statement_s + limits.grace_s,
         "server_settings": {
@@ -114,9 +172,9 @@ def connect_options(dsn: str, application_name: str, limits: Limits) -> dict[str
             "lock_timeout": _milliseconds(limits.lock_s),
             "idle_in_transaction_session_timeout": _milliseconds(limits.idle_in_transaction_s),
             # So that the server notices a client that is gone, and gives back its locks.
-            "tcp_keepalives_idle": "15",
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
+            "tcp_keepalives_idle": str(_KEEPALIVE_IDLE_S),
+            "tcp_keepalives_interval": str(_KEEPALIVE_INTERVAL_S),
+            "tcp_keepalives_count": str(_KEEPALIVE_COUNT),
         },
     }
 

@@ -15,7 +15,7 @@ from typing import Final, Self
 from msgspec.structs import replace
 
 from app import failpoints
-from app.errors import DatabaseUnavailable, ReplicationRefused
+from app.errors import DatabaseUnavailable, ReplicationRefused, RevisionMismatch
 from app.model.entry import Entry
 from app.replication.block_rows import blocks_of
 from app.replication.block_sink import insert_blocks
@@ -144,8 +144,8 @@ class Sink:
     ) -> Self:
         """Connect, take the environment's advisory lock and make sure of the schema's revision.
 
-        Raises `DatabaseUnavailable`, also when another process holds the lock or migrations are
-        due.
+        Raises `DatabaseUnavailable`, also when another process holds the lock, and
+        `RevisionMismatch` when migrations are due.
         """
         connection = await open_connection(dsn, "journal-replication", limits)
         try:
@@ -345,7 +345,7 @@ async def _take_lock(connection: Connection, environment: str) -> None:
 async def _check_revision(connection: Connection) -> None:
     found, needed = await current_revision(connection), head_revision()
     if found != needed:
-        raise DatabaseUnavailable(
+        raise RevisionMismatch(
             f"the database is at revision {found or 'none'}, this version needs {needed}: "
             "run `journal migrate`"
         )

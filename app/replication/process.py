@@ -15,7 +15,13 @@ import sys
 from time import perf_counter
 from typing import Final
 
-from app.errors import CorruptionError, DatabaseUnavailable, JournalError, ReplicationRefused
+from app.errors import (
+    CorruptionError,
+    DatabaseUnavailable,
+    JournalError,
+    ReplicationRefused,
+    RevisionMismatch,
+)
 from app.logs import configure_logging
 from app.replication import migrations
 from app.replication.link import Drain, Durable, Progressed, ReplicationEnd, Status
@@ -79,16 +85,11 @@ class Replicator:
         listener.cancel()
 
     async def _stream(self) -> None:
-        settings = self._settings
-        if settings.migrates_at_start:
-            await asyncio.to_thread(migrations.upgrade, settings.database_url)
-        sink = await Sink.connect(
-            settings.database_url, settings.environment, persist_digests=settings.persist_digests
-        )
+        sink = await self._connect()
         tail: Tail | None = None
         try:
             progress = await self._agree(await sink.read_progress())
-            tail = Tail(self._files, settings.wal_dir, progress.wal_offset)
+            tail = Tail(self._files, self._settings.wal_dir, progress.wal_offset)
             while True:
                 behind = self._durable - tail.offset
                 await self._report(CATCHING_UP if behind > _CATCHING_UP_BYTES else STREAMING)
@@ -100,6 +101,24 @@ class Replicator:
             if tail is not None:
                 tail.close()
             await sink.close()
+
+    async def _connect(self) -> Sink:
+        settings = self._settings
+        try:
+            return await self._connect_sink()
+        except RevisionMismatch:
+            if not settings.migrates_at_start:
+                raise
+        # Only where something is to be migrated: its statements may take their time, so that a
+        # server that falls silent meanwhile would go unnoticed for as long.
+        await asyncio.to_thread(migrations.upgrade, settings.database_url)
+        return await self._connect_sink()
+
+    async def _connect_sink(self) -> Sink:
+        settings = self._settings
+        return await Sink.connect(
+            settings.database_url, settings.environment, persist_digests=settings.persist_digests
+        )
 
     async def _apply(self, sink: Sink, chunk: Chunk, progress: Progress) -> Progress:
         started = perf_counter()

@@ -17,6 +17,7 @@ from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
 from app.model.codec import decode_hook
 from app.model.entry import Entry
+from app.model.unbounded import unbounded
 
 FORMAT: Final = 1
 FRAME_BYTES: Final = 8
@@ -87,6 +88,8 @@ _raw_decoder: Final[msgspec.msgpack.Decoder[Genesis | RawBatch]] = msgspec.msgpa
 _decoder: Final[msgspec.msgpack.Decoder[Genesis | Batch]] = msgspec.msgpack.Decoder(
     Genesis | Batch, dec_hook=decode_hook
 )
+_entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
+_unbounded_decoder: Final = msgspec.msgpack.Decoder(unbounded(Entry), dec_hook=decode_hook)
 _uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
 _entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
 
@@ -124,8 +127,27 @@ def decode_raw(payload: bytes | bytearray | memoryview) -> Genesis | RawBatch:
 
 
 def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
-    """Decode a payload with its commands. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(payload)
+    """Decode a payload with its commands. Raises `msgspec.DecodeError`.
+
+    A command is taken with whatever values it has, beyond their limits too.
+    """
+    try:
+        return _decoder.decode(payload)
+    except msgspec.ValidationError:
+        record = decode_raw(payload)
+        if isinstance(record, Genesis):
+            raise
+        return Batch(
+            offset=record.offset,
+            first_command_id=record.first_command_id,
+            commands=[_decode_command(command) for command in record.commands],
+            header=record.header,
+            roots=record.roots,
+            block_indices=record.block_indices,
+            authority=record.authority,
+        )
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text is not valid UTF-8: {error}") from error
 
 
 def decode_command(command: Raw) -> Entry:
@@ -136,3 +158,13 @@ def decode_command(command: Raw) -> Entry:
 def request_key(command: Raw) -> int:
     """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
     return _uuid_decoder.decode(command).request_uuid.int
+
+
+def _decode_command(command: Raw) -> Entry:
+    try:
+        return _entry_decoder.decode(command)
+    except msgspec.ValidationError:
+        entry = _unbounded_decoder.decode(command)
+        if isinstance(entry, Entry):
+            return entry
+        raise

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ from tests.support.database import value
 from tests.support.feed_audit import Feed, assert_exactly_once, read_acks
 from tests.support.http_entries import checkpoint, flush, metric
 from tests.support.own_postgres import OwnPostgres
-from tests.support.postgres_proxy import proxied
+from tests.support.postgres_proxy import ThreadedProxy, proxied
 from tests.support.replay_process import ReplayProcess
 from tests.support.service import Service
 from tests.support.table_audit import assert_progress_is_of_one_transaction_with_its_rows
@@ -21,7 +22,12 @@ from tests.support.waiting import wait_for
 LIVES = 3
 KILLS_A_LIFE = 7
 CRASHES = 6
-CUTS = 6
+# In mid-COPY; before Postgres has the COMMIT; after it has committed, before it could say so.
+CUTS: Final[list[Callable[[ThreadedProxy], None]]] = [
+    lambda proxy: proxy.drop_after(b'COPY "engine_events"'),
+    lambda proxy: proxy.drop_before(b"COMMIT"),
+    lambda proxy: proxy.drop_after(b"COMMIT"),
+]
 PREFIX = 21_000
 
 _IN_TRANSACTION = """
@@ -159,6 +165,29 @@ def test_ingest_does_not_notice_that_postgres_hangs(
         assert_replicated_once(service, replay, feed.prefix(total), database_url)
 
 
+def test_ingest_does_not_notice_that_the_way_to_postgres_is_slow(
+    tmp_path: Path, database_url: str, feed: Feed
+) -> None:
+    """First every packet is late, then few bytes come through at a time."""
+    with (
+        proxied(database_url, tmp_path) as proxy,
+        Service(tmp_path / "data", proxy.url, AUTO_MIGRATE="false") as service,
+    ):
+        service.start()
+        wait_for(is_streaming(service), "replication works")
+        for total, piece_bytes, pause_s in ((1000, 1 << 16, 0.02), (2000, 500, 0.0005)):
+            proxy.slow_down(piece_bytes, pause_s)
+            with ReplayProcess(
+                service.url, feed.path, tmp_path, "--batch", "10", "--limit", str(total)
+            ) as replay:
+                assert_unnoticed(service, replay, total)
+            with service.client() as client:
+                assert checkpoint(client)["unreplicated_bytes"] > 0
+                assert flush(client)["unreplicated_bytes"] == 0
+        assert "replication is down" not in service.log
+        assert_replicated_once(service, replay, feed.prefix(total), database_url)
+
+
 def test_a_connection_cut_in_mid_transaction_or_in_mid_commit_replicates_nothing_twice(
     tmp_path: Path, database_url: str, feed: Feed, rng: Random
 ) -> None:
@@ -171,11 +200,13 @@ def test_a_connection_cut_in_mid_transaction_or_in_mid_commit_replicates_nothing
         with ReplayProcess(
             service.url, feed.path, tmp_path, "--batch", "10", "--limit", str(total)
         ) as replay:
-            for number, point in enumerate(sorted(rng.sample(range(1, total - 600), CUTS))):
+            for number, point in enumerate(
+                sorted(rng.sample(range(1, total - 600), 2 * len(CUTS)))
+            ):
                 replay.resume()
                 await_acks(replay, point)
                 before = _losses(service)
-                proxy.drop_after(b"COMMIT" if number % 2 else b'COPY "engine_events"')
+                CUTS[number % len(CUTS)](proxy)
                 _await_loss(service, before)
                 replay.pause()
                 wait_for(is_streaming(service), "replication works again")

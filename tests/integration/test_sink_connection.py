@@ -4,10 +4,12 @@ import asyncio
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from app.errors import DatabaseUnavailable
+from app.model.entry import Entry
 from app.replication.postgres import Sink
 from app.replication.rows import Progress
 from tests.support.journal_entries import make_batch, make_entry, make_full_entry, make_update
@@ -135,6 +137,78 @@ async def test_a_commit_whose_answer_is_lost_is_found_in_the_progress_row(
     )
     await resumed.close()
     await expect_rows(observer, commands=1, dead_letters=0, wal_offset=10)
+
+
+async def test_a_commit_that_never_reached_the_server_is_not_in_the_progress_row(
+    database_url: str, observer: Any, tmp_path: Path
+) -> None:
+    async with PostgresProxy(database_url, tmp_path) as proxy:
+        sink = await Sink.connect(proxy.url, ENVIRONMENT)
+        progress = await apply(sink, make_full_entry())
+        proxy.drop_before(b"COMMIT")
+        with pytest.raises(DatabaseUnavailable):
+            await apply(sink, make_full_entry(), after=progress)
+    resumed = await connect_when_free(database_url)
+    assert await resumed.read_progress() == progress
+    await resumed.close()
+    await expect_rows(observer, commands=1, dead_letters=0, wal_offset=10)
+
+
+def large_entries() -> list[Entry]:
+    """More than all buffers on the way to the server take."""
+    return [make_entry(command_data=bytes(1 << 20)) for _ in range(16)]
+
+
+async def test_a_server_that_takes_no_more_in_mid_copy_ends_in_an_error_within_the_limits(
+    database_url: str, observer: Any, tmp_path: Path
+) -> None:
+    """The driver itself would wait for room to send without end."""
+    async with PostgresProxy(database_url, tmp_path) as proxy:
+        sink = await Sink.connect(proxy.url, ENVIRONMENT, limits=SHORT)
+        progress = await apply(sink, make_entry())
+        proxy.hold_after(b'COPY "staged_commands"')
+        async with asyncio.timeout(10):
+            with pytest.raises(DatabaseUnavailable, match="timed out in the middle of copying"):
+                await apply(sink, *large_entries(), after=progress)
+        assert sink.closed
+    await expect_rows(observer, commands=1, dead_letters=0, wal_offset=10)
+
+
+async def test_a_connection_that_is_lost_while_a_copy_waits_for_room_is_noticed_at_once(
+    database_url: str, observer: Any, tmp_path: Path
+) -> None:
+    async with PostgresProxy(database_url, tmp_path) as proxy:
+        sink = await Sink.connect(proxy.url, ENVIRONMENT)
+        progress = await apply(sink, make_entry())
+        proxy.hold_after(b'COPY "staged_commands"')
+        applying = asyncio.create_task(
+            apply(sink, *large_entries(), after=progress), name="applying"
+        )
+        await proxy.reached.wait()
+        proxy.cut()
+        # Well before the limit of a statement.
+        async with asyncio.timeout(20):
+            with pytest.raises(DatabaseUnavailable, match="connection was"):
+                await applying
+        assert sink.closed
+    await expect_rows(observer, commands=1, dead_letters=0, wal_offset=10)
+
+
+async def test_the_kernel_watches_a_connection_over_which_nothing_is_sent(
+    database_url: str, tmp_path: Path
+) -> None:
+    """As it must, to find out that a server, or the way to it, is gone without a word."""
+    async with PostgresProxy(database_url, tmp_path, tcp=True) as proxy:
+        sink = await Sink.connect(proxy.url, ENVIRONMENT)
+        port = urlsplit(proxy.url).port
+        connections = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        [timer] = [
+            fields[5]
+            for fields in map(str.split, connections)
+            if fields[2].endswith(f":{port:04X}")
+        ]
+        assert timer.startswith("02:"), "no keepalive timer runs"
+        await sink.close()
 
 
 async def test_a_server_that_falls_silent_ends_in_an_error_within_the_limits(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -12,28 +13,48 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 T = TypeVar("T")
 
 
-class PostgresProxy:
-    """Forwards from a Unix socket in `directory` to the server of `url`, until told otherwise."""
+class _At(Enum):
+    """What happens at a message."""
 
-    def __init__(self, url: str, directory: Path) -> None:
-        parts = urlsplit(url)
-        credentials, at, _ = parts.netloc.rpartition("@")
-        netloc = f"{credentials}{at}"
-        self.url = urlunsplit(
-            parts._replace(netloc=netloc, query=urlencode({"host": str(directory)}))
-        )
+    CUT_BEFORE = auto()
+    CUT_BEHIND = auto()
+    HOLD_BEHIND = auto()
+
+
+class PostgresProxy:
+    """Forwards from a Unix socket in `directory` to the server of `url`, until told otherwise.
+
+    With `tcp`, from a port of the loopback interface instead.
+    """
+
+    def __init__(self, url: str, directory: Path, *, tcp: bool = False) -> None:
+        self._parts = urlsplit(url)
+        self.url = self._url("", urlencode({"host": str(directory)}))
+        self._tcp = tcp
         self._socket = directory / ".s.PGSQL.5432"
-        self._host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
-        self._port = parts.port or 5432
-        self._cut: bytes | None = None
+        asked = parse_qs(self._parts.query).get("host", ["localhost"])[0]
+        self._host = self._parts.hostname or asked
+        self._port = self._parts.port or 5432
+        self._awaited: tuple[bytes, _At] | None = None
+        self.reached = asyncio.Event()
         self._silent = False
+        self._piece_bytes, self._pause_s = 65536, 0.0
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._writers: list[asyncio.StreamWriter] = []
+        self._connections: set[asyncio.Task[None]] = set()
 
     def drop_after(self, message: bytes) -> None:
         """Forward the client's next `message`, and nothing that the server answers to it."""
-        self._cut = message
+        self._await(message, _At.CUT_BEHIND)
+
+    def drop_before(self, message: bytes) -> None:
+        """Lose the connection instead of forwarding the client's next `message`."""
+        self._await(message, _At.CUT_BEFORE)
+
+    def hold_after(self, message: bytes) -> None:
+        """Forward the client's next `message`, and keep everything back from then on."""
+        self._await(message, _At.HOLD_BEHIND)
 
     def fall_silent(self) -> None:
         """Swallow everything from now on, and close nothing."""
@@ -44,11 +65,26 @@ class PostgresProxy:
         self._flowing.clear()
 
     def release(self) -> None:
-        """Forward what was held, and go on."""
+        """Forward what was held, and go on at full speed."""
+        self._piece_bytes, self._pause_s = 65536, 0.0
         self._flowing.set()
 
+    def slow_down(self, piece_bytes: int, pause_s: float) -> None:
+        """Forward pieces of so many bytes, each after a pause: a delay, or a trickle."""
+        self._piece_bytes, self._pause_s = piece_bytes, pause_s
+
+    def cut(self) -> None:
+        """Lose every connection."""
+        for writer in self._writers:
+            writer.close()
+
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_unix_server(self._forward, self._socket)
+        if self._tcp:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+            port = self._server.sockets[0].getsockname()[1]
+            self.url = self._url(f"127.0.0.1:{port}", "sslmode=disable")
+        else:
+            self._server = await asyncio.start_unix_server(self._accept, self._socket)
         return self
 
     async def __aexit__(
@@ -58,42 +94,73 @@ class PostgresProxy:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
-        self._close()
+        self.release()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._connections)
+        closing = (writer.wait_closed() for writer in self._writers)
+        await asyncio.gather(*closing, return_exceptions=True)
         await self._server.wait_closed()
 
-    def _close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
+    def _await(self, message: bytes, fault: _At) -> None:
+        self._awaited = (message, fault)
+        self.reached.clear()
+
+    def _url(self, address: str, query: str) -> str:
+        credentials, at, _ = self._parts.netloc.rpartition("@")
+        netloc = f"{credentials}{at}{address}"
+        return urlunsplit(self._parts._replace(netloc=netloc, query=query))
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._forward(reader, writer), name="postgres-connection")
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._host.startswith("/"):
-            path = f"{self._host}/.s.PGSQL.{self._port}"
-            upstream, upwards = await asyncio.open_unix_connection(path)
-        else:
-            upstream, upwards = await asyncio.open_connection(self._host, self._port)
-        self._writers += [writer, upwards]
+        self._writers.append(writer)
+        try:
+            if self._host.startswith("/"):
+                path = f"{self._host}/.s.PGSQL.{self._port}"
+                upstream, upwards = await asyncio.open_unix_connection(path)
+            else:
+                upstream, upwards = await asyncio.open_connection(self._host, self._port)
+        except OSError:  # the server is away
+            writer.transport.abort()
+            return
+        self._writers.append(upwards)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._pump(reader, upwards, cuts=True), name="to-postgres")
-            tasks.create_task(self._pump(upstream, writer, cuts=False), name="to-client")
+            tasks.create_task(self._pump(reader, upwards, asks=True), name="to-postgres")
+            tasks.create_task(self._pump(upstream, writer, asks=False), name="to-client")
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, cuts: bool
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, asks: bool
     ) -> None:
         try:
-            while data := await source.read(65536):
+            while data := await source.read(self._piece_bytes):
                 if self._silent:
                     continue
                 await self._flowing.wait()
-                sink.write(data)
-                await sink.drain()
-                if cuts and self._cut is not None and self._cut in data:
-                    self._cut = None
-                    self._close()
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+                fault = self._fault_at(data) if asks else None
+                if fault is not _At.CUT_BEFORE:
+                    sink.write(data)
+                    await sink.drain()
+                if fault is _At.HOLD_BEHIND:
+                    self.hold()
+                elif fault is not None:
+                    self.cut()
         except ConnectionError:
             pass
         finally:
             sink.close()
+
+    def _fault_at(self, data: bytes) -> _At | None:
+        if self._awaited is None or self._awaited[0] not in data:
+            return None
+        fault, self._awaited = self._awaited[1], None
+        self.reached.set()
+        return fault
 
 
 class ThreadedProxy:
@@ -115,6 +182,18 @@ class ThreadedProxy:
     def drop_after(self, message: bytes) -> None:
         """Forward the client's next `message`, and cut all connections behind it."""
         self._call(lambda: self._proxy.drop_after(message))
+
+    def drop_before(self, message: bytes) -> None:
+        """Cut all connections in place of forwarding the client's next `message`."""
+        self._call(lambda: self._proxy.drop_before(message))
+
+    def slow_down(self, piece_bytes: int, pause_s: float) -> None:
+        """Forward in pieces of so many bytes, each after a pause."""
+        self._call(lambda: self._proxy.slow_down(piece_bytes, pause_s))
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        self._call(self._proxy.cut)
 
     def _call(self, action: Callable[[], None]) -> None:
         async def run() -> None:
@@ -140,7 +219,6 @@ def proxied(url: str, directory: Path) -> Iterator[ThreadedProxy]:
     try:
         yield ThreadedProxy(proxy, loop)
     finally:
-        proxy.release()
         run(proxy.__aexit__(None, None, None))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
