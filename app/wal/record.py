@@ -91,7 +91,6 @@ _decoder: Final[msgspec.msgpack.Decoder[Genesis | Batch]] = msgspec.msgpack.Deco
 _entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
 _unbounded_decoder: Final = msgspec.msgpack.Decoder(unbounded(Entry), dec_hook=decode_hook)
 _uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
-_entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
 
 
 def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
@@ -127,9 +126,9 @@ def decode_raw(payload: bytes | bytearray | memoryview) -> Genesis | RawBatch:
 
 
 def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
-    """Decode a payload with its commands. Raises `msgspec.DecodeError`.
+    """Decode a payload with its commands, each as by `decode_command`.
 
-    A command is taken with whatever values it has, beyond their limits too.
+    Raises `msgspec.DecodeError`.
     """
     try:
         return _decoder.decode(payload)
@@ -140,7 +139,7 @@ def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
         return Batch(
             offset=record.offset,
             first_command_id=record.first_command_id,
-            commands=[_decode_command(command) for command in record.commands],
+            commands=[decode_command(command) for command in record.commands],
             header=record.header,
             roots=record.roots,
             block_indices=record.block_indices,
@@ -151,16 +150,7 @@ def decode_record(payload: bytes | bytearray | memoryview) -> Genesis | Batch:
 
 
 def decode_command(command: Raw) -> Entry:
-    """Decode one command. Raises `msgspec.DecodeError`."""
-    return _entry_decoder.decode(command)
-
-
-def request_key(command: Raw) -> int:
-    """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
-    return _uuid_decoder.decode(command).request_uuid.int
-
-
-def _decode_command(command: Raw) -> Entry:
+    """Decode one command, with whatever values it has. Raises `msgspec.DecodeError`."""
     try:
         return _entry_decoder.decode(command)
     except msgspec.ValidationError:
@@ -168,3 +158,8 @@ def _decode_command(command: Raw) -> Entry:
         if isinstance(entry, Entry):
             return entry
         raise
+
+
+def request_key(command: Raw) -> int:
+    """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
+    return _uuid_decoder.decode(command).request_uuid.int

@@ -1,0 +1,248 @@
+"""What Postgres could not hold is refused at the door, and does no harm where it got in."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import httpx
+import msgpack
+import pytest
+
+from tests.integration.conftest import MakeService
+from tests.support.database import query
+from tests.support.foreign_wal import plain, read_wal
+from tests.support.http_entries import (
+    JSON,
+    MSGPACK,
+    accepted,
+    decoded,
+    flush,
+    json_entry,
+    metric,
+    packed,
+    post,
+    refused,
+)
+from tests.support.journal_entries import make_event, make_full_entry, make_update
+from tests.support.strategies import to_json
+from tests.support.table_audit import table_rows
+from tests.support.wal_files import crc_32c
+
+MAX_INT64: Final = 2**63 - 1
+TEXTS: Final = [
+    "events[0].event_topic",
+    "events[0].event_key",
+    "outbox_appends[0].directive_id",
+    "outbox_appends[0].action_key",
+    "outbox_appends[0].idempotency_key",
+    "cash_withdrawal_side_effect.request_id",
+    "balance_updates[0].reference_id",
+]
+TYPE_NAMES: Final = ["command_type", "events[0].event_type", "balance_updates[0].reason"]
+COUNTS: Final = [
+    "received_ts_ms",
+    "duration_ms",
+    "pre_digest.next_order_id",
+    "pre_digest.next_trade_id",
+    "post_digest.l2_seq",
+    "outbox_appends[0].nonce",
+    "fill_side_effects[0].event_idx",
+    "fill_side_effects[0].trade_id",
+    "balance_updates[0].balance_update_seq",
+]
+INTEGERS: Final = [
+    "order_id",
+    "events[0].l2_sequence",
+    "outbox_appends[0].created_at_ms",
+    "outbox_appends[0].expires_at_ms",
+    "cash_withdrawal_side_effect.timestamp_ms",
+    "balance_updates[0].source_command_id",
+    "balance_updates[0].timestamp_ms",
+]
+DECIMALS: Final = [
+    "fill_side_effects[0].taker_ledger_delta",
+    "fill_side_effects[0].maker_ledger_delta",
+    "fill_side_effects[0].taker_premium_delta",
+    "fill_side_effects[0].maker_premium_delta",
+    "fill_side_effects[0].underlying_notional",
+    "cash_withdrawal_side_effect.amount",
+    "cash_withdrawal_side_effect.balance_after",
+    "balance_updates[0].delta",
+    "balance_updates[0].balance_after",
+]
+BAD_TEXT: Final = ["\0", "a\0b", "x" * 1025, "é" * 513, "𝄞" * 257, 5, b"x"]
+BAD_TYPE_NAME: Final = ["", "\0", "1a", "a b", "é", "a\n", "x" * 65, 5]
+BAD_INTEGER: Final = [MAX_INT64 + 1, -MAX_INT64 - 2, 2**64, 1.5, "1", True, b"\1"]
+BAD_DECIMAL: Final = [
+    *("NaN", "-NaN", "sNaN", "Infinity", "-Infinity", "inf", "1e5", "1E-5", "0x1", "1_000", "\0"),
+    *("", " 1", "1 ", "+1", "--1", ".5", "1.", "1,5", "\N{ARABIC-INDIC DIGIT ONE}", "1\n", "1\0"),
+    *("9" * 29, "0." + "0" * 28 + "1", "1." + "1" * 28, "9" * 28 + ".9", "9" * 10_000, 1, 1.5),
+]
+EDGES: Final[dict[str, list[Any]]] = {
+    **dict.fromkeys(TEXTS, BAD_TEXT),
+    "events[0].event_topic": [*BAD_TEXT, "", "x" * 256],
+    **dict.fromkeys(TYPE_NAMES, BAD_TYPE_NAME),
+    **{path: [*BAD_INTEGER, -1] for path in COUNTS},
+    **dict.fromkeys(INTEGERS, BAD_INTEGER),
+    **dict.fromkeys(DECIMALS, BAD_DECIMAL),
+}
+
+
+def changed(entry: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """`entry` with the value of one field replaced."""
+    owner: Any = entry
+    *outer, name = path.replace("[0]", "").split(".")
+    for step in outer:
+        owner = owner[step][0] if isinstance(owner[step], list) else owner[step]
+    owner[name] = value
+    return entry
+
+
+def in_json(path: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, bytes):
+        value = [value.decode("latin-1")]
+    return changed(to_json(make_full_entry()), path, value)
+
+
+def in_msgpack(path: str, value: Any) -> dict[str, Any]:
+    entry = plain(make_full_entry())
+    entry.setdefault("pre_digest", {})
+    return changed(entry, path, value)
+
+
+@pytest.fixture
+def send(client: httpx.Client) -> Iterator[Callable[..., httpx.Response]]:
+    def request(entries: list[dict[str, Any]], *, msgpack_body: bool) -> httpx.Response:
+        if msgpack_body:
+            return client.post(
+                "/entries", content=packed(*entries), headers={"content-type": MSGPACK}
+            )
+        body = json.dumps({"entries": entries}).encode()
+        return client.post("/entries", content=body, headers={"content-type": JSON})
+
+    before = decoded(client.get("/checkpoint"))["durable_offset"]
+    yield request
+    assert decoded(client.get("/checkpoint"))["durable_offset"] == before, "something was written"
+
+
+@pytest.mark.parametrize("msgpack_body", [False, True], ids=["json", "msgpack"])
+@pytest.mark.parametrize("path", EDGES)
+def test_every_edge_of_a_field_is_refused_at_the_door(
+    send: Callable[..., httpx.Response], path: str, msgpack_body: bool
+) -> None:
+    make = in_msgpack if msgpack_body else in_json
+    # Its format has no way to say some of them.
+    values = [
+        value
+        for value in EDGES[path]
+        if not (msgpack_body and type(value) is int and not -(2**63) <= value < 2**64)
+    ]
+    response = send([make(path, value) for value in values], msgpack_body=msgpack_body)
+    faults = refused(response, 42201)["errors"]
+    assert [(fault["entry"], fault["path"]) for fault in faults] == [
+        (index, path) for index in range(len(values))
+    ], faults
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_text_that_is_no_utf8_is_refused_at_the_door(
+    client: httpx.Client, send: Callable[..., httpx.Response], path: str
+) -> None:
+    """A lone surrogate in JSON, other bytes in MessagePack."""
+    assert send([in_json(path, "a\ud800")], msgpack_body=False).status_code in (400, 422)
+    for bad in (b"\xff\xfe\xfd\xfc", b"abc\xc3", b"\xed\xa0\x80a", b"\xc0\x80ab"):
+        body = packed(in_msgpack(path, "MARK")).replace(b"MARK", bad)
+        response = client.post("/entries", content=body, headers={"content-type": MSGPACK})
+        assert response.status_code in (400, 422), response.text
+
+
+# -- written into the log by hand ----------------------------------------------------------------
+
+
+def raw_entry(**fields: Any) -> dict[str, Any]:
+    return {**plain(make_full_entry()), "request_uuid": uuid4().bytes, **fields}
+
+
+POISON: Final[dict[str, dict[str, Any]]] = {
+    "NUL in text": {"events": [plain(make_event("a\0b"))]},
+    "integer beyond 64 bits": {"order_id": MAX_INT64 + 1},
+    "count beyond 64 bits": {"received_ts_ms": 2**64 - 1},
+    "l2_sequence beyond 64 bits": {"events": [plain(make_event(l2_sequence=MAX_INT64 + 1))]},
+    "decimal that is not finite": {"balance_updates": [plain(make_update(0, 1, "NaN"))]},
+    "decimal too large": {"balance_updates": [plain(make_update(0, 1, "1e200000"))]},
+    "text that is no decimal": {"balance_updates": [plain(make_update(0, 1, "twelve"))]},
+    "topic too long for its index": {"events": [plain(make_event("x" * 9_000_000))]},
+}
+
+
+def append_by_hand(wal_dir: Path, *batches: list[dict[str, Any]]) -> None:
+    """Append records to a log that nobody has open, framed and encoded by other libraries."""
+    records = list(read_wal(wal_dir))
+    offset = records[-1].end
+    command_id = 1 + sum(len(record.content.get("commands", [])) for record in records)
+    with max(wal_dir.glob("*.wal")).open("r+b") as segment:
+        segment.seek(offset - int(max(wal_dir.glob("*.wal")).stem))
+        for commands in batches:
+            payload = msgpack.packb(
+                {
+                    "kind": "batch",
+                    "offset": offset,
+                    "first_command_id": command_id,
+                    "commands": commands,
+                    "header": None,
+                    "roots": None,
+                    "block_indices": None,
+                    "authority": None,
+                }
+            )
+            segment.write(struct.pack("<II", len(payload), crc_32c(payload)) + payload)
+            offset += 8 + len(payload)
+            command_id += len(commands)
+
+
+def test_poison_in_the_log_ends_in_dead_letters_and_what_is_behind_it_goes_on(
+    make_service: MakeService, database_url: str
+) -> None:
+    service = make_service(BLOCK_COMMANDS="None").start()
+    with service.client() as client:
+        accepted(post(client, json_entry()))
+    service.terminate()
+    poison = [raw_entry(**fields) for fields in POISON.values()]
+    fine = [raw_entry() for _ in poison]
+    # Beyond a limit of the door, but nothing that Postgres minds.
+    long = raw_entry(events=[plain(make_event("x" * 2000))])
+    mixed = [entry for pair in zip(fine, poison, strict=True) for entry in pair]
+    append_by_hand(service.data_dir / "wal", mixed, [long], [raw_entry()])
+    service.start()
+    with service.client() as client:
+        newest = accepted(post(client, json_entry()))["last_command_id"]
+        found = flush(client)
+        assert (found["last_command_id"], found["dead_letters"]) == (newest, len(poison))
+        assert found["unreplicated_bytes"] == 0
+        readiness = client.get("/readyz")
+        assert readiness.status_code == 200
+        assert readiness.json()["parts"]["replication"]["state"] == "degraded"
+        assert metric(client, "ht_journal_dead_letters_total") == len(poison)
+        for entry, status in [
+            (fine[0], "replicated"),
+            *((entry, "dead_letter") for entry in poison),
+        ]:
+            uuid = UUID(bytes=entry["request_uuid"])
+            assert client.get(f"/entries/{uuid}").json()["status"] == status
+        # Once more under its request_uuid, with other content.
+        again = json_entry(request_uuid=str(UUID(bytes=poison[1]["request_uuid"])))
+        refused(post(client, again), 40901)
+    assert service.terminate() == 0
+    letters = query(
+        database_url, "SELECT request_uuid, entry, error FROM dead_letters ORDER BY command_id"
+    )
+    assert [msgpack.unpackb(row[1]) for row in letters] == poison
+    assert [row[0].bytes for row in letters] == [entry["request_uuid"] for entry in poison]
+    assert all(row[2] for row in letters)
+    ids = [row[0] for row in table_rows(database_url, "engine_commands")]
+    dead = {2 + 2 * number + 1 for number in range(len(poison))}
+    assert ids == [number for number in range(1, newest + 1) if number not in dead]
+    assert "Traceback" not in service.log
