@@ -1,0 +1,122 @@
+"""Unfinished bodies are bounded together: the greedy are refused, never the small and quick."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.api.bodies import Bodies, ClientGone, IncomingBody
+from app.api.problems import HttpProblem
+from app.errors import Unavailable
+
+
+class Sender:
+    """A client's side of a body: parts go out one by one."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.incoming = IncomingBody(self.messages.get)
+
+    def send(self, part: bytes, *, more: bool = True) -> None:
+        self.messages.put_nowait({"type": "http.request", "body": part, "more_body": more})
+
+    def leave(self) -> None:
+        self.messages.put_nowait({"type": "http.disconnect"})
+
+
+async def settle(condition: Callable[[], bool]) -> None:
+    """Let tasks run until nothing of what was sent is left to be read."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the bodies were not taken in")
+
+
+class Room:
+    """Bodies that are being read, each in a task of its own."""
+
+    def __init__(self, **limits: int) -> None:
+        self.bodies = Bodies(**{"max_body_bytes": 100, "max_total_bytes": 150, **limits})
+        self.senders: list[Sender] = []
+
+    async def begin(self, part: bytes = b"") -> "asyncio.Task[bytes | bytearray]":
+        sender = Sender()
+        self.senders.append(sender)
+        reading = asyncio.create_task(self.bodies.read(sender.incoming))
+        await asyncio.sleep(0)
+        if part:
+            await self.send(sender, part)
+        return reading
+
+    async def send(self, sender: Sender, part: bytes, *, more: bool = True) -> None:
+        sender.send(part, more=more)
+        await settle(sender.messages.empty)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_a_body_is_read_in_parts() -> None:
+    room = Room()
+    reading = await room.begin(b"ab")
+    await room.send(room.senders[0], b"cd")
+    await room.send(room.senders[0], b"", more=False)
+    assert await reading == b"abcd"
+
+
+async def test_beyond_the_total_the_largest_is_refused_and_the_others_go_on() -> None:
+    room = Room()
+    small, large = await room.begin(b"s" * 10), await room.begin(b"l" * 90)
+    middle = await room.begin(b"m" * 50)
+    assert (middle.done(), small.done()) == (False, False)
+    await room.send(room.senders[2], b"m")
+    with pytest.raises(Unavailable, match="more than 150 bytes"):
+        await large
+    for sender, size in ((room.senders[0], 10), (room.senders[2], 51)):
+        sender.send(b"", more=False)
+        reading = small if sender is room.senders[0] else middle
+        assert len(await reading) == size
+
+
+async def test_the_room_that_a_refused_or_complete_body_took_is_free_again() -> None:
+    room = Room()
+    for _ in range(10):
+        readings = [await room.begin(b"x" * 80), await room.begin(b"y" * 80)]
+        with pytest.raises(Unavailable):
+            await readings[0]
+        await room.send(room.senders[-1], b"", more=False)
+        assert len(await readings[1]) == 80
+    last = await room.begin(b"z" * 100)
+    await room.send(room.senders[-1], b"", more=False)
+    assert len(await last) == 100
+
+
+async def test_beyond_so_many_the_oldest_is_refused() -> None:
+    room = Room(max_unfinished=2)
+    first, second, third = [await room.begin() for _ in range(3)]
+    with pytest.raises(Unavailable, match="more than 2 bodies"):
+        await first
+    for sender, reading in zip(room.senders[1:], (second, third), strict=True):
+        sender.send(b"fine", more=False)
+        assert await reading == b"fine"
+
+
+async def test_a_body_over_its_own_limit_is_a_413_and_takes_no_room() -> None:
+    room = Room()
+    for _ in range(3):
+        reading = await room.begin(b"x" * 101)
+        with pytest.raises(HttpProblem) as caught:
+            await reading
+        assert caught.value.status == 413
+    assert not (await room.begin(b"y" * 90)).done()
+
+
+async def test_a_client_that_leaves_takes_no_room() -> None:
+    room = Room()
+    for _ in range(3):
+        reading = await room.begin(b"x" * 90)
+        room.senders[-1].leave()
+        with pytest.raises(ClientGone):
+            await reading
+    assert not (await room.begin(b"y" * 90)).done()
