@@ -181,14 +181,16 @@ Answer = TypeVar("Answer")
 class JournalClient:
     """A client of one journal, an asynchronous context manager; calls may run concurrently.
 
-    `on_retry` is told each failure that is about to be retried, and the wait in seconds. `verify`
-    is what httpx takes: True, or an SSL context with the certificates to trust.
+    `token` is shown to a service that has tokens. `verify` is what httpx takes: True, or an SSL
+    context with the certificates to trust, and to show. `on_retry` is told each failure that is
+    about to be retried, and the wait in seconds.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
+        token: str | None = None,
         retry: Retry = Retry(),
         answer_timeout_s: float = 30.0,
         verify: SSLContext | bool = True,
@@ -201,6 +203,9 @@ class JournalClient:
         self._on_retry = on_retry
         self._timing = timing
         self._url = url
+        self._headers = {"accept": MSGPACK}
+        if token is not None:
+            self._headers["authorization"] = f"Bearer {token}"
         self._transport = transport
         # Loading the trusted certificates takes long enough to do it once for all connections.
         self._tls = httpx.create_ssl_context(verify) if isinstance(verify, bool) else verify
@@ -302,7 +307,7 @@ class JournalClient:
             verify=self._tls,
             trust_env=False,
             transport=self._transport,
-            headers={"accept": MSGPACK},
+            headers=self._headers,
         )
         self._connections.append(connection)
         return connection

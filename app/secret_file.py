@@ -21,6 +21,10 @@ _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK 
 _ALLOWED: Final = (
     "a regular file of mode 0600 or 0400 that belongs to the user of this process is allowed"
 )
+_ALLOWED_PRIVATE: Final = (
+    "a file of mode 0600 that belongs to the user of this process, or of mode 0640 that belongs to "
+    "root, is allowed"
+)
 _HEX_KEY: Final = re.compile(r"(0x)?[0-9a-f]{64}", re.IGNORECASE)
 
 
@@ -69,6 +73,24 @@ def read_secret(name: str, path: Path, most_bytes: int) -> Secret:
     if fault:
         refuse(name, path, fault, _ALLOWED)
     return secret
+
+
+def check_private_key(name: str, path: Path) -> None:
+    """Refuse a file with a private key that others could read or change, as PostgreSQL does.
+
+    Another program opens it, so links are followed; one of the system's keys may be read by its
+    group. Raises `SettingsError`.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        refuse(name, path, why_not_opened(error), _ALLOWED_PRIVATE)
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (os.geteuid(), 0):
+        refuse(name, path, f"belongs to the user {status.st_uid}", _ALLOWED_PRIVATE)
+    others = 0o027 if status.st_uid == 0 else 0o077
+    if mode & others:
+        refuse(name, path, f"has the mode {mode:04o}", _ALLOWED_PRIVATE)
 
 
 def read_password(name: str, path: Path) -> Secret:

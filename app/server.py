@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import ssl
 import sys
 from logging.config import dictConfig
 from threading import Timer
@@ -23,6 +24,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
+from app.secret_file import check_private_key
 from app.settings import Settings, is_loopback, setting_name
 from app.tokens import read_tokens
 
@@ -49,6 +51,7 @@ def run(settings: Settings) -> int:
             f"JOURNAL_TLS_CERT='{settings.tls_cert}', JOURNAL_TLS_KEY='{settings.tls_key}': "
             f"{error}; PEM files of a certificate chain and of its private key are allowed"
         ) from None
+    _check_tls(settings)
     _take_signals(server, settings.shutdown_timeout_s)
     try:
         server.serve()
@@ -95,6 +98,22 @@ def _check_listening(settings: Settings) -> None:
         raise SettingsError(
             f"JOURNAL_HOST='{settings.host}', JOURNAL_PORT='{settings.port}': {error.strerror}; "
             "an address of this machine and a free port are allowed"
+        ) from None
+
+
+def _check_tls(settings: Settings) -> None:
+    """Make sure of what the server does not look at before its first client."""
+    if settings.tls_key is not None:
+        check_private_key(setting_name("tls_key"), settings.tls_key)
+    authorities = settings.tls_client_ca
+    if authorities is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authorities)
+    except OSError as error:
+        raise SettingsError(
+            f"JOURNAL_TLS_CLIENT_CA='{authorities}': {error}; a PEM file with the certificates of "
+            "authorities is allowed"
         ) from None
 
 

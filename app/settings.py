@@ -23,6 +23,8 @@ from app.model.rules import is_type_name
 # What a URL has between its user and its host.
 _PASSWORD: Final = re.compile(r"(//[^/@:]*:)[^@]*@")
 ENV_PREFIX: Final = "JOURNAL_"
+# No setting of the service: what the command line shows to one.
+TOKEN_VARIABLE: Final = f"{ENV_PREFIX}TOKEN"
 EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
@@ -233,6 +235,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     for name in sorted(names):
         if (
             name.startswith(ENV_PREFIX)
+            and name != TOKEN_VARIABLE
             and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
         ):
             # Its value may be a key or a password under a name that was misspelt.

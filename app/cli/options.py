@@ -1,6 +1,5 @@
 """Options that several commands share: settings as options, and how to reach the service."""
 
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,6 +9,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from app.cli.credentials import Credentials, credential_options
 from app.client import DEFAULT_URL, JournalClient
 from app.settings import Settings, setting_name
 
@@ -57,27 +57,21 @@ def database_of(settings: Settings) -> Iterator[str]:
         postgres.stop()
 
 
-def service_options(command: Command) -> Command:
-    """Give a command `--url` and `--ca-file`; `connect` takes them."""
+def service_options(command: Command) -> Callable[..., Any]:
+    """Give a command `--url` and what makes `credentials`; `connect` takes both."""
     url = click.option(
         "--url", default=DEFAULT_URL, show_default=True, help="Where the service listens."
     )
-    ca_file = click.option(
-        "--ca-file",
-        type=click.Path(exists=True, dir_okay=False),
-        help="PEM file with the certificates to trust for https (default: the system's).",
-    )
-    return url(ca_file(command))
+    return url(credential_options(command))
 
 
-def connect(url: str, ca_file: str | None, **client_options: Any) -> JournalClient:
+def connect(url: str, credentials: Credentials, **client_options: Any) -> JournalClient:
     """The client that the options describe."""
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter(
             f"{url!r} does not begin with http:// or https://", param_hint="--url"
         )
-    verify = True if ca_file is None else ssl.create_default_context(cafile=ca_file)
-    return JournalClient(url, verify=verify, **client_options)
+    return JournalClient(url, token=credentials.token, verify=credentials.tls, **client_options)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from app.cli.credentials import Credentials
 from app.cli.options import connect, service_options
 from app.client import JournalClient, Retry
 from app.errors import OperatingError
@@ -59,7 +60,7 @@ def replay(
     /,
     *,
     url: str,
-    ca_file: str | None,
+    credentials: Credentials,
     batch: int,
     in_flight: int,
     limit: int | None,
@@ -84,7 +85,7 @@ def replay(
     """  # noqa: D301 - the escape is click's
     tally = Tally()
     client = connect(
-        url, ca_file, retry=Retry(deadline_s=give_up_after_s), on_retry=tally.count_retry
+        url, credentials, retry=Retry(deadline_s=give_up_after_s), on_retry=tally.count_retry
     )
     plan = ReplayPlan(batch=batch, in_flight=in_flight, limit=limit)
     try:

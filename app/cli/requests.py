@@ -8,6 +8,7 @@ import click
 import msgspec
 from msgspec import Struct
 
+from app.cli.credentials import Credentials
 from app.cli.options import connect, service_options
 from app.client import JSON, JournalClient, Retry
 
@@ -23,7 +24,7 @@ from app.client import JSON, JournalClient, Retry
     help="Seconds to keep trying while the service can't be reached or has no room.",
 )
 @click.argument("file", type=click.File("rb"))
-def post(url: str, ca_file: str | None, give_up_after_s: float, file: BinaryIO) -> None:
+def post(url: str, credentials: Credentials, give_up_after_s: float, file: BinaryIO) -> None:
     """Journal the entries in FILE (JSON, `-` for standard input), and print the acknowledgement.
 
     FILE holds a request, {"entries": [...]}, as `POST /entries` takes it. A request that is not
@@ -32,7 +33,7 @@ def post(url: str, ca_file: str | None, give_up_after_s: float, file: BinaryIO) 
     body = file.read()
     retry = Retry(deadline_s=give_up_after_s)
     _print_answer(
-        connect(url, ca_file, retry=retry), lambda client: client.append_encoded(body, JSON)
+        connect(url, credentials, retry=retry), lambda client: client.append_encoded(body, JSON)
     )
 
 
@@ -45,16 +46,16 @@ def post(url: str, ca_file: str | None, give_up_after_s: float, file: BinaryIO) 
     show_default=True,
     help="How long the service may wait.",
 )
-def flush(url: str, ca_file: str | None, timeout_s: float) -> None:
+def flush(url: str, credentials: Credentials, timeout_s: float) -> None:
     """Wait until everything accepted so far is durable and replicated; print the checkpoint."""
-    _print_answer(connect(url, ca_file), lambda client: client.flush(timeout_s))
+    _print_answer(connect(url, credentials), lambda client: client.flush(timeout_s))
 
 
 @click.command()
 @service_options
-def checkpoint(url: str, ca_file: str | None) -> None:
+def checkpoint(url: str, credentials: Credentials) -> None:
     """Print how far the journal is: what is durable, and what is replicated."""
-    _print_answer(connect(url, ca_file), lambda client: client.checkpoint())
+    _print_answer(connect(url, credentials), lambda client: client.checkpoint())
 
 
 def _print_answer(

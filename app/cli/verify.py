@@ -12,6 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from app.cli.credentials import Credentials, credential_options
 from app.cli.options import database_of, given, settings_options
 from app.errors import JournalError
 from app.settings import EMBEDDED, load_settings
@@ -90,11 +91,11 @@ def _hex(size: int) -> Callable[[str], bytes]:
     show_default=True,
     help="Blocks of a URL for which proofs are asked, drawn at random.",
 )
-@click.option("--ca-file", type=_file, help="PEM file with the certificates to trust for https.")
+@credential_options
 @settings_options("environment", "data_dir")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def verify(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
+def verify(ctx: click.Context, /, as_json: bool, credentials: Credentials, **options: Any) -> None:
     """Verify the blocks of SOURCE: their hashes, roots, links, signatures and proofs.
 
     SOURCE is the URL of a service, the URL of a database (or `embedded`), or a directory with a
@@ -113,7 +114,7 @@ def verify(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
       2  it could not be checked: unreachable, unreadable, no journal, no blocks, usage
     """  # noqa: D301 - the escape is click's
     try:
-        report = _report(options)
+        report = _report(options, credentials)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         ctx.exit(_INTERRUPTED)
@@ -132,13 +133,15 @@ def verify(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     ctx.exit(report.status)
 
 
-def _report(options: dict[str, Any]) -> "Report":
+def _report(options: dict[str, Any], credentials: Credentials) -> "Report":
     from app.verify import run as verifying  # noqa: PLC0415 - loads what signatures need
 
     settings = load_settings(
         **given({name: options.pop(name) for name in ("environment", "data_dir")})
     )
-    request = verifying.Request(environment=settings.environment, **options)
+    request = verifying.Request(
+        environment=settings.environment, token=credentials.token, tls=credentials.tls, **options
+    )
     with _progress() as show:
         if request.source != EMBEDDED:
             return asyncio.run(verifying.run(request, show))

@@ -30,7 +30,7 @@ ShowProgress = Callable[[Tally, Extent], None]
 
 
 class Request(Struct, kw_only=True, frozen=True):
-    """What was asked for. `environment` is that of a database."""
+    """What was asked for. `environment` is that of a database, `token` and `tls` are for a URL."""
 
     source: str
     environment: str
@@ -44,7 +44,8 @@ class Request(Struct, kw_only=True, frozen=True):
     save: Path | None = None
     authorities: Path | None = None
     proofs: int = 16
-    ca_file: Path | None = None
+    token: str | None = None
+    tls: ssl.SSLContext | bool = True
 
 
 class Report(Struct, kw_only=True, frozen=True):
@@ -127,11 +128,8 @@ async def _opened(request: Request) -> AsyncIterator[Source]:
     name = request.source
     async with AsyncExitStack() as stack:
         if name.startswith(_URLS):
-            try:
-                trusted = ssl.create_default_context(cafile=request.ca_file)
-            except OSError as error:
-                raise Unverifiable(f"{request.ca_file}: {error}") from error
-            yield await stack.enter_async_context(service.connected(name, trusted))
+            connection = service.connected(name, request.tls, request.token)
+            yield await stack.enter_async_context(connection)
         elif name.startswith(_DATABASES):
             from app.verify import database  # noqa: PLC0415 - loads the driver
 

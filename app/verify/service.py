@@ -227,10 +227,15 @@ class ServiceSource:
 
 
 @asynccontextmanager
-async def connected(url: str, verify: SSLContext | bool = True) -> AsyncIterator[ServiceSource]:
+async def connected(
+    url: str, verify: SSLContext | bool = True, token: str | None = None
+) -> AsyncIterator[ServiceSource]:
     """A source of the service at `url`; nothing is asked of it yet."""
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
     transport = httpx.AsyncHTTPTransport(verify=verify, retries=_CONNECT_RETRIES)
-    async with httpx.AsyncClient(base_url=url, transport=transport, timeout=_TIMEOUT) as client:
+    async with httpx.AsyncClient(
+        base_url=url, transport=transport, timeout=_TIMEOUT, headers=headers
+    ) as client:
         yield ServiceSource(client)
 
 

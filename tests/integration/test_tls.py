@@ -26,7 +26,9 @@ def service(
 ) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("tls")
     certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(directory / "key.pem")
+    key = directory / "key.pem"
+    key.touch(mode=0o600)
+    certificate.private_key_pem.write_to_path(key)
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(directory / "cert.pem", append=True)
     with Service(
@@ -34,7 +36,7 @@ def service(
         shared_database_url,
         ENVIRONMENT="tls",
         TLS_CERT=directory / "cert.pem",
-        TLS_KEY=directory / "key.pem",
+        TLS_KEY=key,
     ) as service:
         yield service.start()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ class Service:
         self.port = 0
         # A command that runs the service as its own process, such as a tracer's.
         self.wrapper: tuple[str, ...] = ()
+        # What to ask with whether it is ready, where it wants certificates of its clients.
+        self.tls: ssl.SSLContext | bool = False
         self._settings: Mapping[str, object] = {
             "DATA_DIR": data_dir,
             "DATABASE_URL": database_url,
@@ -169,7 +172,7 @@ class Service:
             if not self.port:
                 return False
         try:
-            with self.client(verify=False) as client:
+            with self.client(verify=self.tls) as client:
                 return client.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
