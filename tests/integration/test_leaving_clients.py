@@ -1,0 +1,217 @@
+"""Clients that leave at the wrong moment, never read, or never finish: nobody else notices."""
+
+import json
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from typing import Any, Final
+
+import httpx
+import psutil
+import pytest
+from hpack import Decoder
+from hyperframe.frame import HeadersFrame
+
+from tests.support.database import query
+from tests.support.http_entries import JSON, accepted, flush, json_entry, post
+from tests.support.postgres_cluster import Cluster
+from tests.support.raw_http import RawConnection, RawHttp2
+from tests.support.service import Service
+from tests.support.waiting import wait_for
+
+CLIENTS: Final = 20
+BLOCKS: Final = 900
+READERS: Final = 40
+FEW_BYTES: Final = 12 << 20
+_RESET_AT_ONCE: Final = struct.pack("ii", 1, 0)
+
+Leave = Callable[[int, bytes], None]
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Cluster) -> Iterator[str]:
+    url = cluster.create_migrated()
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("leaving") / "data"
+    with Service(directory, url, MAX_BATCH_SIZE=1, LOG_LEVEL="info") as service:
+        yield service.start()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    """Whatever is done meanwhile: nothing goes wrong in the service, and it keeps nothing open."""
+    with service.client() as client:
+        accepted(post(client, json_entry()))
+        worker = psutil.Process(service.worker_pid)
+        before = worker.num_fds()
+        yield client
+        wait_for(lambda: worker.num_fds() <= before, "no connection is left open")
+        accepted(post(client, json_entry()))
+    for word in ("Traceback", "ERROR", "never retrieved", "panic"):
+        assert word not in service.log
+
+
+def body_of(entries: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"entries": entries}).encode()
+
+
+# -- leaving --------------------------------------------------------------------------------------
+
+
+def request_head(body: bytes) -> bytes:
+    return (
+        b"POST /entries HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n" % len(body)
+    )
+
+
+def http1(port: int, body: bytes, sent: int, *, reset: bool) -> None:
+    """Send so much of the body, and close; or let the kernel reset the connection."""
+    with RawConnection(port) as connection:
+        connection.send(request_head(body) + body[:sent])
+        if reset:
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_ONCE)
+
+
+def http2(port: int, body: bytes, sent: int, *, reset: bool) -> None:
+    """Send so much of the body, and close the connection; or reset the stream alone before."""
+    with RawHttp2(port) as connection:
+        stream, headers = connection.headers(more=[("content-type", JSON)])
+        connection.send(headers + connection.data(stream, body[:sent], end=sent == len(body)))
+        if reset:
+            connection.send(connection.reset(stream))
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
+@pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
+def test_a_client_that_leaves_before_its_body_is_complete_has_sent_nothing(
+    service: Service, client: httpx.Client, leave: Callable[..., None], reset: bool
+) -> None:
+    requests = [[json_entry(), json_entry()] for _ in range(CLIENTS)]
+    for number, entries in enumerate(requests):
+        body = body_of(entries)
+        leave(service.port, body, number * (len(body) - 1) // CLIENTS, reset=reset)
+    for entries in requests:
+        assert accepted(post(client, *entries))["duplicates"] == []
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
+@pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
+def test_a_client_that_leaves_while_its_entries_are_synced_may_send_them_again(
+    service: Service, client: httpx.Client, url: str, leave: Callable[..., None], reset: bool
+) -> None:
+    """Whether they got in is for the service to say: there they are once, and as a whole."""
+    requests = [[json_entry(), json_entry()] for _ in range(CLIENTS)]
+
+    def send(entries: list[dict[str, Any]]) -> None:
+        body = body_of(entries)
+        leave(service.port, body, len(body), reset=reset)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(send, requests))
+    for entries in requests:
+        answer = accepted(post(client, *entries))
+        duplicates = [found["request_uuid"] for found in answer["duplicates"]]
+        assert duplicates in ([], [entry["request_uuid"] for entry in entries])
+    flush(client)
+    uuids = [entry["request_uuid"] for entries in requests for entry in entries]
+    found = query(
+        url, "SELECT count(*) FROM engine_commands WHERE request_uuid = ANY($1::uuid[])", uuids
+    )
+    assert found == [(len(uuids),)]
+
+
+@pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
+def test_a_client_that_leaves_without_its_answer_gets_it_when_it_sends_again(
+    service: Service, client: httpx.Client, leave: Callable[..., None]
+) -> None:
+    entries = [json_entry(), json_entry()]
+    body = body_of(entries)
+    with ExitStack() as stack:
+        if leave is http1:
+            connection = stack.enter_context(RawConnection(service.port))
+            connection.send(request_head(body) + body)
+        else:
+            http2_connection = stack.enter_context(RawHttp2(service.port))
+            stream, headers = http2_connection.headers(more=[("content-type", JSON)])
+            http2_connection.send(headers + http2_connection.data(stream, body, end=True))
+        paths = [f"/entries/{entry['request_uuid']}" for entry in entries]
+        wait_for(lambda: client.get(paths[1]).status_code == 200, "they are durable")
+        ids = [client.get(path).json()["command_id"] for path in paths]
+    again = accepted(post(client, *entries))
+    assert [found["command_id"] for found in again["duplicates"]] == ids
+    assert again["first_command_id"] is None
+
+
+# -- staying too long -----------------------------------------------------------------------------
+
+
+def absent_reader(port: int) -> socket.socket:
+    """Asks for all blocks and reads none; the kernel has next to no room for them."""
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect(("127.0.0.1", port))
+    reader.sendall(b"GET /blocks/stream HTTP/1.1\r\nhost: x\r\n\r\n")
+    return reader
+
+
+def trickled_http1(port: int) -> bytes:
+    """The status that a client gets which sends a byte now and then."""
+    with RawConnection(port, timeout_s=1) as connection:
+        connection.send(request_head(bytes(1000)))
+        while connection.send(b" "):
+            try:
+                return connection.socket.recv(100).split(b" ")[1]
+            except TimeoutError:
+                pass
+    return b"cut off"
+
+
+def trickled_http2(port: int) -> bytes:
+    with RawHttp2(port) as connection:
+        connection.socket.settimeout(1)
+        stream, headers = connection.headers(more=[("content-type", JSON)])
+        connection.send(headers)
+        decoder = Decoder()
+        while connection.send(connection.data(stream, b" ")):
+            try:
+                for frame in connection.frames():
+                    if isinstance(frame, HeadersFrame):
+                        fields = dict(decoder.decode(frame.data, raw=True))
+                        return bytes(fields[b":status"])
+            except TimeoutError:
+                pass
+    return b"cut off"
+
+
+def test_who_never_reads_costs_next_to_nothing_and_who_never_finishes_is_cut_off(
+    service: Service, client: httpx.Client
+) -> None:
+    def make_blocks(count: int) -> None:
+        with service.client() as own:
+            for _ in range(count):
+                accepted(post(own, json_entry(command_type="TickSnapshot")))
+
+    with ThreadPoolExecutor(6) as threads, ExitStack() as stack:
+        list(threads.map(make_blocks, [BLOCKS // 6] * 6))
+        size = len(client.get("/blocks", params={"limit": BLOCKS}).content)
+        worker = psutil.Process(service.worker_pid)
+        before = worker.memory_info().rss
+        slow = [threads.submit(each, service.port) for each in (trickled_http1, trickled_http2)]
+        for _ in range(READERS // 2):
+            stack.enter_context(absent_reader(service.port))
+        connection = stack.enter_context(RawHttp2(service.port))
+        for _ in range(READERS // 2):
+            connection.send(connection.headers("GET", "/blocks/stream", end=True)[1])
+        while wait(slow, timeout=1).not_done:
+            accepted(post(client, json_entry()))
+        assert [each.result() for each in slow] == [b"408", b"408"]
+        assert READERS * size > 2 * FEW_BYTES
+        assert worker.memory_info().rss - before < FEW_BYTES
