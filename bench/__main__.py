@@ -10,8 +10,11 @@ import msgspec
 
 from bench.contestant import Contestant
 from bench.contestants import journal
+from bench.contestants.etcd import Etcd
 from bench.contestants.limit import Limit
 from bench.contestants.null import Null
+from bench.contestants.postgres import Cluster, Postgres
+from bench.contestants.redis import Redis
 from bench.ratios import RATIOS, rows_of
 from bench.report import as_text, report
 from bench.rounds import Benchmark, chosen
@@ -21,7 +24,16 @@ RESULTS: Final = Path(__file__).with_name("results")
 
 def contestants() -> list[Contestant]:
     """Everybody, in the order of the table."""
-    return [Limit(), Null(), journal.plain(), journal.with_blocks()]
+    cluster = Cluster()
+    return [
+        Limit(),
+        Null(),
+        journal.plain(),
+        journal.with_blocks(),
+        Postgres(cluster),
+        Redis(),
+        Etcd(),
+    ]
 
 
 @click.command()

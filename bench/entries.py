@@ -5,6 +5,7 @@ is random; each request has fresh `request_uuid`s, the rest repeats from request
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -61,6 +62,16 @@ def bodies(requests: int, entries: int, *, json: bool = False, small: bool = Fal
     template = msgspec.msgpack.encode({"entries": made})
     places = [template.index(uuid.bytes) for uuid in uuids]
     return [_stamped(template, places) for _ in range(requests)]
+
+
+def encoded_entries(count: int) -> Iterator[tuple[UUID, bytes]]:
+    """Single entries as MessagePack, each with its `request_uuid`."""
+    first = uuid4()
+    template = msgspec.msgpack.encode(entry(first))
+    place = template.index(first.bytes)
+    for _ in range(count):
+        uuid = UUID(bytes=os.urandom(16))
+        yield uuid, template[:place] + uuid.bytes + template[place + 16 :]
 
 
 def _stamped(template: bytes, places: list[int]) -> bytes:

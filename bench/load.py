@@ -5,8 +5,9 @@ are made before the clock starts. A *closed* load keeps a number of sends in fli
 sends at a fixed rate, whatever the contestant does, and counts each from when it was due. What is
 acknowledged in the first moments of a load is not counted.
 
-The process ends with `os._exit`: pyreqwest's runtime threads hand results to Python and would do so
-while the interpreter is torn down, which aborts the process (SIGABRT) now and then.
+The process ends with `os._exit`. A normal exit aborts it now and then: a runtime thread of
+pyreqwest that has just handed over a result gives back its thread state while the interpreter is
+torn down ("PyGILState_Release: thread state must be current when releasing", SIGABRT).
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from selectors import SelectSelector
 from time import perf_counter
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -56,14 +57,18 @@ class Sample(Struct, kw_only=True, frozen=True):
     entries: int
 
 
+class Prepared(NamedTuple):
+    """`senders` send one of the `payloads` at a time: each returns once it is acknowledged."""
+
+    payloads: Iterator[Any]
+    senders: Sequence[Send]
+
+
 class Driver(Protocol):
     """How a contestant is spoken to."""
 
-    def prepare(self, job: Job) -> Iterator[Any]:
-        """Payloads, at most `job.sends` of them, made beforehand."""
-
-    def connect(self, job: Job) -> AbstractAsyncContextManager[Sequence[Send]]:
-        """`job.in_flight` ways to send one at a time: each returns once it is acknowledged."""
+    def connect(self, job: Job) -> AbstractAsyncContextManager["Prepared"]:
+        """Connect, and make at most `job.sends` payloads beforehand."""
 
 
 class _Measured:
@@ -108,21 +113,19 @@ class _Measured:
 async def run(job: Job) -> Sample:
     """Put the load on, and measure."""
     driver: Driver = importlib.import_module(f"bench.contestants.{job.driver}").DRIVER
-    payloads = driver.prepare(job)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        async with driver.connect(job) as senders:
+    async with driver.connect(job) as (payloads, senders):
+        # Collecting would walk all that was prepared, again and again.
+        gc.collect()
+        gc.disable()
+        try:
             measured = _Measured(job)
             if job.rate:
                 await _open(job.rate, payloads, senders[0], measured)
             else:
                 await _closed(payloads, senders, measured)
-            return measured.sample()
-    finally:
-        gc.unfreeze()
-        gc.enable()
+        finally:
+            gc.enable()
+    return measured.sample()
 
 
 async def _closed(payloads: Iterator[Any], senders: Sequence[Send], measured: _Measured) -> None:

@@ -4,7 +4,7 @@ One batch a sync, no server, into a file that is preallocated as a segment is.
 """
 
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from app.wal.log import allocate
 from app.wal.record import RawBatch, encode_record, raw_commands
 from bench.contestant import Row, cycled, loaded
 from bench.entries import bodies
-from bench.load import Job, Send
+from bench.load import Job, Prepared
 
 _SEGMENT_BYTES: Final = 64 << 20
 _RECORDS: Final = 64
@@ -24,18 +24,8 @@ _RECORDS: Final = 64
 class LimitDriver:
     """Writes and syncs one record a send, into the file `job.target`."""
 
-    def prepare(self, job: Job) -> Iterator[bytearray]:
-        """A few records over and over: the disk does not care."""
-        codec = RequestCodec(job.entries, 1 << 20)
-        records = []
-        for body in bodies(_RECORDS, job.entries):
-            commands = raw_commands(codec.prepare(body, json=False).bodies)
-            record = RawBatch(offset=1 << 20, first_command_id=1 << 20, commands=commands)
-            records.append(encode_record(record))
-        return cycled(records, job.sends)
-
     @asynccontextmanager
-    async def connect(self, job: Job) -> AsyncIterator[Sequence[Send]]:
+    async def connect(self, job: Job) -> AsyncIterator[Prepared]:
         """A new file, and another one when it is full."""
         files, path = FileSystem(), Path(job.target)
         fd, at = _new(files, path), 0
@@ -49,10 +39,21 @@ class LimitDriver:
             os.fdatasync(fd)
 
         try:
-            yield [send]
+            yield Prepared(cycled(_records(job.entries), job.sends), [send])
         finally:
             os.close(fd)
             path.unlink()  # noqa: ASYNC240 - one step at a time is what is measured
+
+
+def _records(entries: int) -> list[bytearray]:
+    """A few, to be written over and over: the disk does not care."""
+    codec = RequestCodec(entries, 1 << 20)
+    records = []
+    for body in bodies(_RECORDS, entries):
+        commands = raw_commands(codec.prepare(body, json=False).bodies)
+        record = RawBatch(offset=1 << 20, first_command_id=1 << 20, commands=commands)
+        records.append(encode_record(record))
+    return records
 
 
 def _new(files: FileSystem, path: Path) -> int:
