@@ -15,6 +15,7 @@ from bench.contestants.limit import Limit
 from bench.contestants.null import Null
 from bench.contestants.postgres import Cluster, Postgres
 from bench.contestants.redis import Redis
+from bench.contestants.replication import Replication
 from bench.ratios import RATIOS, rows_of
 from bench.report import as_text, report
 from bench.rounds import Benchmark, chosen
@@ -30,6 +31,7 @@ def contestants() -> list[Contestant]:
         Null(),
         journal.plain(),
         journal.with_blocks(),
+        Replication(cluster),
         Postgres(cluster),
         Redis(),
         Etcd(),

@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 from msgspec.structs import replace
 
 from bench.generator import ROOT, Generator
-from bench.load import WARM_S, Job
+from bench.load import Job
 
 SERVERS: Final = ROOT / "bench" / ".servers"
 _READY_S: Final = 60.0
@@ -80,7 +80,7 @@ def loaded(job: Callable[[], Job]) -> Callable[[Round], Metrics]:
 
 def put_on(turn: Round, job: Job) -> Metrics:
     """One load for as long as a slice; `job.sends` are at most so many a second."""
-    sends = math.ceil(job.sends * (WARM_S + turn.seconds))
+    sends = math.ceil(job.sends * (job.warm_s + turn.seconds))
     sample = turn.generator.run(replace(job, seconds=turn.seconds, sends=sends))
     return {
         "entries_per_s": sample.entries_per_s,

@@ -42,6 +42,7 @@ class Job(Struct, kw_only=True, frozen=True):
     target: str
     entries: int = 1
     in_flight: int = 1
+    warm_s: float = WARM_S
     seconds: float = 1.0
     sends: int = 1000
     rate: float = 0.0
@@ -82,7 +83,7 @@ class _Measured:
 
     @property
     def until(self) -> float:
-        return self.started + WARM_S + self._job.seconds
+        return self.started + self._job.warm_s + self._job.seconds
 
     def add(self, due: float) -> None:
         now = perf_counter()
@@ -91,7 +92,7 @@ class _Measured:
 
     def sample(self) -> Sample:
         """Over what was acknowledged between the warm-up and the end."""
-        start = self.started + WARM_S
+        start = self.started + self._job.warm_s
         until = min(self.until, self.ends[-1])
         kept = [
             latency

@@ -75,6 +75,20 @@ RATIOS: Final = (
         at_most=5,
     ),
     Ratio(
+        "replicated",
+        "replication of a backlog ÷ bare COPY pipeline",
+        Value("replicated"),
+        Value("copy"),
+        0.8,
+    ),
+    Ratio(
+        "even",
+        "p99 at 2000 entries/s, with ÷ without replication",
+        Value("journal-2000-replicated", "p99_ms"),
+        Value("journal-2000", "p99_ms"),
+        at_most=1.3,
+    ),
+    Ratio(
         "generator",
         "load generator on the null server ÷ on the journal, 100 entries",
         Value("null-100"),

@@ -47,7 +47,7 @@ from app.wal.record import Batch
 
 MAX_ERROR_CHARACTERS: Final = 2000
 
-_CREATE_STAGING: Final = """
+CREATE_STAGING: Final = """
 CREATE TEMPORARY TABLE staged_commands (LIKE public.engine_commands) ON COMMIT DELETE ROWS
 """
 _INSERT_STAGED: Final = """
@@ -152,7 +152,7 @@ class Sink:
             with translated("preparing replication"):
                 await _take_lock(connection, environment)
                 await _check_revision(connection)
-                await connection.execute(_CREATE_STAGING)
+                await connection.execute(CREATE_STAGING)
         except BaseException:
             connection.terminate()
             raise

@@ -173,6 +173,7 @@ def plain() -> Journal:
             "journal-1": Load(1, 64),
             "journal-1-half": Load(1, half_of="journal-1"),
             "journal-1-lone": Load(1, 1),
+            "journal-2000": Load(1, rate=2000),
             "journal-10": Load(10, 32),
             "journal-100": Load(100, 16),
             "journal-1000": Load(1000, 3),

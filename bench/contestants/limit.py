@@ -9,13 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from app.model.codec import RequestCodec
 from app.wal.files import FileSystem
 from app.wal.log import allocate
-from app.wal.record import RawBatch, encode_record, raw_commands
 from bench.contestant import Row, cycled, loaded
-from bench.entries import bodies
 from bench.load import Job, Prepared
+from bench.records import prepared, record_of
 
 _SEGMENT_BYTES: Final = 64 << 20
 _RECORDS: Final = 64
@@ -47,13 +45,7 @@ class LimitDriver:
 
 def _records(entries: int) -> list[bytearray]:
     """A few, to be written over and over: the disk does not care."""
-    codec = RequestCodec(entries, 1 << 20)
-    records = []
-    for body in bodies(_RECORDS, entries):
-        commands = raw_commands(codec.prepare(body, json=False).bodies)
-        record = RawBatch(offset=1 << 20, first_command_id=1 << 20, commands=commands)
-        records.append(encode_record(record))
-    return records
+    return [record_of(request, 1 << 20, 1 << 20) for request in prepared(_RECORDS, entries)]
 
 
 def _new(files: FileSystem, path: Path) -> int:

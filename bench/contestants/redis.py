@@ -57,7 +57,7 @@ class _Connection(asyncio.Protocol):
 
 
 class RedisDriver:
-    """Pipelines of `job.entries` commands to the port `job.target`; a connection for each in flight."""
+    """Pipelines of `job.entries` commands to the port `job.target`, one connection for each."""
 
     @asynccontextmanager
     async def connect(self, job: Job) -> AsyncIterator[Prepared]:
