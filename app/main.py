@@ -25,14 +25,21 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.access import Access
 from app.api import block_stream, blocks, proofs
-from app.api.answers import on_error, on_http_exception, on_invalid_parameter
+from app.api.answers import (
+    on_error,
+    on_http_exception,
+    on_invalid_parameter,
+    problem_response,
+)
+from app.api.bodies import ClientGone, take_in
+from app.api.connections import Connections, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
-from app.api.problems import TRANSLATED
+from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.routes import router
 from app.api.schema import complete
 from app.api.security import Guard, Security
-from app.errors import JournalError, SettingsError
+from app.errors import JournalError, SettingsError, Unavailable
 from app.logs import configure_logging
 from app.service.journal import EXIT_REFUSED, Journal
 from app.settings import Settings, load_settings
@@ -46,6 +53,8 @@ DRAINED_SIGNAL: Final = signal.SIGUSR2
 RELOAD_SIGNAL: Final = signal.SIGRTMIN
 # How long a connection may stay open that its client does not close: the server would wait for it.
 _LINGER_S: Final = 2.0
+# How many may be in progress at once of all calls but `POST /entries`: long polls and streams.
+_MAX_CALLS: Final = 1024
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
 
 
@@ -53,15 +62,42 @@ class JournalApp(FastAPI):
     """FastAPI, but `POST /entries` goes straight to its endpoint, and HEAD works like GET."""
 
     entries: EntriesEndpoint
+    connections: Connections
+    calls_in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch a request."""
-        if scope["type"] == "http" and scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
-            await self.entries(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
             return
-        if scope["type"] == "http" and scope["method"] == "HEAD":
+        peer = peer_of(scope)
+        self.connections.began(peer)
+        try:
+            if scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
+                await self.entries(scope, receive, send)
+            else:
+                await self._call(scope, receive, self.connections.counting(peer, send))
+        finally:
+            self.connections.ended(peer)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Any call but `POST /entries`: so many at once, and without a body to speak of."""
+        if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
-        await super().__call__(scope, receive, send)
+        self.calls_in_progress += 1
+        try:
+            if self.calls_in_progress > _MAX_CALLS:
+                raise Unavailable(f"{_MAX_CALLS} calls are in progress")
+            receive = await take_in(receive)
+        except ClientGone:
+            pass
+        except (HttpProblem, Unavailable) as error:
+            answer = problem_response(Request(scope), problem_of(error))
+            await answer(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.calls_in_progress -= 1
 
     def openapi(self) -> dict[str, Any]:
         """The whole API, `POST /entries` included."""
@@ -129,7 +165,8 @@ def create_app(settings: Settings | None = None) -> JournalApp:
                 )
             )
 
-    app.entries = EntriesEndpoint(journal, guard, observe_entries)
+    app.connections = Connections(max_connections(settings.channel_capacity))
+    app.entries = EntriesEndpoint(journal, guard, observe_entries, app.connections)
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))
     return app
@@ -143,12 +180,14 @@ def _without_body(send: Send) -> Send:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: JournalApp) -> AsyncIterator[None]:
     journal: Journal = app.state.journal
     configure_logging(journal.settings.log_format, journal.settings.log_level)
     opening = asyncio.create_task(_open(journal), name="opening")
     _listen_to_supervisor(journal, app.state.access, opening)
+    watching = asyncio.create_task(app.connections.watch(), name="connections")
     yield
+    watching.cancel()
     await opening
     await journal.close()
 

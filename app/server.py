@@ -21,6 +21,7 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 
+from app.api.connections import max_connections
 from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
@@ -31,7 +32,8 @@ from app.tokens import read_tokens
 _log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 5
-_WINDOW_BYTES: Final = 16 << 20
+# What a connection may send ahead of what is read of it: the server keeps as much for each.
+_WINDOW_BYTES: Final = 4 << 20
 _FRAME_BYTES: Final = 1 << 20
 
 
@@ -71,7 +73,7 @@ def make_server(settings: Settings, application: str = "app.main:app") -> Any:
         loop=Loops.asyncio,
         http=HTTPModes.auto,
         websockets=False,
-        backpressure=_backpressure(settings),
+        backpressure=max_connections(settings.channel_capacity),
         http1_settings=HTTP1Settings(header_read_timeout=10_000),
         http2_settings=HTTP2Settings(
             initial_connection_window_size=_WINDOW_BYTES,
@@ -128,11 +130,6 @@ def _check_tokens(settings: Settings) -> None:
             "the tokens, unless a proxy in front speaks TLS",
             settings.host,
         )
-
-
-def _backpressure(settings: Settings) -> int:
-    """How many requests may be in the worker at once; further ones wait in their connections."""
-    return max(256, min(settings.channel_capacity, 4096))
 
 
 def _take_signals(server: Any, timeout_s: float) -> None:

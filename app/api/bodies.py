@@ -18,6 +18,9 @@ Receive = Callable[[], Awaitable[Message]]
 
 BODY_TIMEOUT_S: Final = 30.0
 MAX_UNFINISHED: Final = 4096
+# Of calls that have no use for a body.
+MAX_IDLE_BODY_BYTES: Final = 64 << 10
+_IDLE_BODY_TIMEOUT_S: Final = 10.0
 _DISCARD_TIMEOUT_S: Final = 5.0
 
 
@@ -140,3 +143,29 @@ class Bodies:
     def _leave(self, reading: _Reading) -> None:
         del self._unfinished[reading]
         self._total_bytes -= reading.size_bytes
+
+
+async def take_in(receive: Receive) -> Receive:
+    """Read the body of a call that has no use for one, and hand it on to be read again.
+
+    Left unread, it would wait in the server as long as the call takes, whatever its size. Raises
+    `ClientGone`, or a 408 or 413.
+    """
+    incoming = IncomingBody(receive)
+    body = b""
+    try:
+        async with asyncio.timeout(_IDLE_BODY_TIMEOUT_S):
+            while not incoming.complete:
+                body += await incoming.part()
+                if len(body) > MAX_IDLE_BODY_BYTES:
+                    detail = f"more than {MAX_IDLE_BODY_BYTES} bytes for a call that takes no body"
+                    raise HttpProblem(413, "body_too_large", detail)
+    except TimeoutError:
+        detail = f"the body was not complete after {_IDLE_BODY_TIMEOUT_S:.0f} s"
+        raise HttpProblem(408, "body_timeout", detail) from None
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from app.api.bodies import Bodies, ClientGone, IncomingBody, Message, Receive
+from app.api.connections import Connections, peer_of
 from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.security import Guard
@@ -33,11 +34,14 @@ _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 class EntriesEndpoint:
     """Reads, decodes and checks a body, journals it, and answers once it is durable."""
 
-    def __init__(self, journal: Journal, guard: Guard, observe: Observe) -> None:
+    def __init__(
+        self, journal: Journal, guard: Guard, observe: Observe, connections: Connections
+    ) -> None:
         settings = journal.settings
         self._journal = journal
         self._guard = guard
         self._observe = observe
+        self._connections = connections
         self._max_body_bytes = settings.max_body_bytes
         self._bodies = Bodies(
             settings.max_body_bytes, max(settings.max_queue_bytes, settings.max_body_bytes)
@@ -69,6 +73,7 @@ class EntriesEndpoint:
             self._rejected.labels(found.reason).inc()
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
+        self._connections.answered(peer_of(scope), len(body))
         self._observe(scope, status, perf_counter() - started)
         if not incoming.complete:
             await self._bodies.discard(incoming)

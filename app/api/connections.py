@@ -1,0 +1,251 @@
+"""The server's connections, watched over: what its settings do not bound.
+
+The server ends an HTTP/1.1 connection that sends no complete header in time. It lets others be: one
+that sends nothing, half an HTTP/2 preface, or HTTP/2 without requests; and it keeps answers that a
+client does not take, with a flow-control window of nothing, for ever. As many connections as it
+accepts (`max_connections`) would then keep everybody else out, and as many answers fill the memory.
+
+So every connection of this process is looked at now and then, by its socket: one without a request
+for too long is cut off, sooner when places are few; and when too much waits for clients to take it,
+those that took the least of it are.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import stat
+import struct
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+from starlette.types import Send
+
+_log = logging.getLogger(__name__)
+
+Peer = tuple[str, int]
+
+CHECK_INTERVAL_S: Final = 2.0
+# Without a request: ever, since the last one, and while places are few.
+FIRST_REQUEST_S: Final = 10.0
+IDLE_S: Final = 60.0
+CROWDED_IDLE_S: Final = 1.0
+_CROWDED_PART: Final = 0.75
+MAX_UNTAKEN_BYTES: Final = 64 << 20
+# Descriptors that the rest of the process needs: segments, the commitment store, Postgres.
+_OTHER_DESCRIPTORS: Final = 512
+_MIN_CONNECTIONS: Final = 64
+# struct tcp_info (linux/tcp.h): tcpi_bytes_acked.
+_ACKED: Final = struct.Struct("@Q")
+_ACKED_AT: Final = 120
+_TCP_INFO_BYTES: Final = 256
+
+
+def max_connections(channel_capacity: int) -> int:
+    """How many connections may be open: few enough for the process's file descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(256, min(channel_capacity, 4096))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(_MIN_CONNECTIONS, min(wanted, soft - _OTHER_DESCRIPTORS))
+
+
+@dataclass(slots=True)
+class _Use:
+    """What is known of a connection: requests in progress, and since when there are none.
+
+    `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the client.
+    """
+
+    since: float
+    in_progress: int = 0
+    requests: int = 0
+    answered_bytes: int = 0
+    taken_bytes: int = 0
+
+    def unused_s(self, now: float) -> float:
+        """For how long it has had no request in progress."""
+        return 0.0 if self.in_progress else now - self.since
+
+    @property
+    def untaken_bytes(self) -> int:
+        """How much of its answers waits for the client. What else was sent makes it less."""
+        return max(0, self.answered_bytes - self.taken_bytes)
+
+    def taken(self, size_bytes: int, now: float) -> None:
+        """Note how much the client has; a slow one is not an idle one."""
+        if size_bytes > self.taken_bytes and self.untaken_bytes:
+            self.since = now
+        self.taken_bytes = size_bytes
+
+
+class Connections:
+    """Knows which connections are used, and cuts off those that are only in the way."""
+
+    def __init__(self, limit: int, max_untaken_bytes: int = MAX_UNTAKEN_BYTES) -> None:
+        self._limit = limit
+        self._max_untaken_bytes = max_untaken_bytes
+        self._uses: dict[Peer, _Use] = {}
+        # Since the last check.
+        self._answered_bytes = 0
+
+    def began(self, peer: Peer) -> None:
+        """A request of this client has begun."""
+        use = self._uses.get(peer)
+        if use is None:
+            use = self._uses[peer] = _Use(monotonic())
+        use.in_progress += 1
+        use.requests += 1
+
+    def answered(self, peer: Peer, size_bytes: int) -> None:
+        """So much of an answer goes out to this client."""
+        use = self._uses.get(peer)
+        if use is not None:
+            use.answered_bytes += size_bytes
+            self._answered_bytes += size_bytes
+            if self._answered_bytes > self._max_untaken_bytes // 4:
+                self.check(monotonic())
+
+    def counting(self, peer: Peer, send: Send) -> Send:
+        """`send`, with what goes out in answers counted."""
+
+        async def counted(message: MutableMapping[str, Any]) -> None:
+            await send(message)
+            if body := message.get("body"):
+                self.answered(peer, len(body))
+
+        return counted
+
+    def ended(self, peer: Peer) -> None:
+        """A request of this client has ended."""
+        use = self._uses.get(peer)
+        if use is not None:
+            use.in_progress -= 1
+            use.since = monotonic()
+
+    async def watch(self) -> None:
+        """Check every now and then, for ever."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            self.check(monotonic())
+
+    def check(self, now: float) -> None:
+        """Look at every connection, and cut off what is in the way. `now` is monotonic."""
+        self._answered_bytes = 0
+        sockets = dict(_accepted())
+        try:
+            uses = self._uses = {
+                peer: self._uses.get(peer) or _Use(now) for peer in (*sockets, *self._busy())
+            }
+            for peer, connection in sockets.items():
+                uses[peer].taken(_taken_bytes(connection, uses[peer]), now)
+            doomed = self._unused(now, sockets)
+            doomed |= self._crowding(now, sockets, len(sockets) - len(doomed))
+            doomed |= self._not_taking(sockets)
+            for peer in doomed:
+                with suppress(OSError):
+                    sockets[peer].shutdown(socket.SHUT_RDWR)
+            if doomed:
+                _log.info("cut off %d of %d connections", len(doomed), len(sockets))
+        finally:
+            for connection in sockets.values():
+                connection.close()
+
+    def _busy(self) -> Iterator[Peer]:
+        return (peer for peer, use in self._uses.items() if use.in_progress)
+
+    def _unused(self, now: float, peers: dict[Peer, socket.socket]) -> set[Peer]:
+        uses = self._uses
+        return {
+            peer
+            for peer in peers
+            if uses[peer].unused_s(now) > (IDLE_S if uses[peer].requests else FIRST_REQUEST_S)
+        }
+
+    def _crowding(self, now: float, peers: dict[Peer, socket.socket], count: int) -> set[Peer]:
+        excess = count - int(self._limit * _CROWDED_PART)
+        if excess <= 0:
+            return set()
+        uses = self._uses
+        idle = [peer for peer in peers if uses[peer].unused_s(now) > CROWDED_IDLE_S]
+        # Those that never asked for anything go first, then those that have not for longest.
+        idle.sort(key=lambda peer: (uses[peer].requests > 0, uses[peer].since))
+        return set(idle[:excess])
+
+    def _not_taking(self, peers: dict[Peer, socket.socket]) -> set[Peer]:
+        total_bytes = sum(self._uses[peer].untaken_bytes for peer in peers)
+        doomed: set[Peer] = set()
+        for peer in sorted(peers, key=lambda peer: -self._uses[peer].untaken_bytes):
+            if total_bytes <= self._max_untaken_bytes:
+                break
+            total_bytes -= self._uses[peer].untaken_bytes
+            doomed.add(peer)
+        return doomed
+
+
+def _accepted() -> Iterator[tuple[Peer, socket.socket]]:
+    """The TCP connections that this process has accepted; each is a descriptor of its own."""
+    listening: set[int] = set()
+    found: list[tuple[Peer, int, socket.socket]] = []
+    for path in Path("/proc/self/fd").iterdir():
+        connection = _tcp_socket(int(path.name))
+        if connection is None:
+            continue
+        try:
+            port: int = connection.getsockname()[1]
+            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listening.add(port)
+                connection.close()
+                continue
+            host, peer_port = connection.getpeername()[:2]
+        except OSError:
+            connection.close()
+            continue
+        found.append(((host, peer_port), port, connection))
+    for peer, port, connection in found:
+        if port in listening:
+            yield peer, connection
+        else:
+            connection.close()
+
+
+def _tcp_socket(fd: int) -> socket.socket | None:
+    copy = -1
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        copy = os.dup(fd)
+        connection = socket.socket(fileno=copy)
+    except OSError:
+        if copy >= 0:
+            os.close(copy)
+        return None
+    if connection.family in {socket.AF_INET, socket.AF_INET6} and (
+        connection.type == socket.SOCK_STREAM
+    ):
+        return connection
+    connection.close()
+    return None
+
+
+def _taken_bytes(connection: socket.socket, use: _Use) -> int:
+    """How much of what was sent the client's machine has; all, where the system does not tell."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return use.answered_bytes
+    if len(info) < _ACKED_AT + _ACKED.size:
+        return use.answered_bytes
+    acked: int = _ACKED.unpack_from(info, _ACKED_AT)[0]
+    return acked
+
+
+def peer_of(scope: MutableMapping[str, Any]) -> Peer:
+    """The client of a request; the same one for all where the server does not tell."""
+    client = scope.get("client") or ("", 0)
+    return client[0], int(client[1])  # text, with granian
