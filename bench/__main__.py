@@ -11,11 +11,15 @@ import msgspec
 from bench.contestant import Contestant
 from bench.contestants import journal
 from bench.contestants.etcd import Etcd
+from bench.contestants.kafka import Kafka
 from bench.contestants.limit import Limit
+from bench.contestants.nats import Nats
 from bench.contestants.null import Null
 from bench.contestants.postgres import Cluster, Postgres
+from bench.contestants.recovery import Recovery
 from bench.contestants.redis import Redis
 from bench.contestants.replication import Replication
+from bench.contestants.starting import Starting
 from bench.ratios import RATIOS, rows_of
 from bench.report import as_text, report
 from bench.rounds import Benchmark, chosen
@@ -35,6 +39,10 @@ def contestants() -> list[Contestant]:
         Postgres(cluster),
         Redis(),
         Etcd(),
+        Nats(),
+        Kafka(),
+        Recovery(),
+        Starting(cluster),
     ]
 
 
@@ -43,6 +51,7 @@ def contestants() -> list[Contestant]:
 @click.option("--seconds", default=2.0, show_default=True, help="How long a slice is measured.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Rows to measure; may be repeated.")
 @click.option("--ratio", multiple=True, metavar="GLOB", help="Ratios to measure; may be repeated.")
+@click.option("--slow-rounds", type=int, help="In how many of the rounds slow rows take part.")
 @click.option("--list", "listing", is_flag=True, help="Name the rows and the ratios.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write the JSON.")
 def main(
@@ -51,6 +60,7 @@ def main(
     only: tuple[str, ...],
     ratio: tuple[str, ...],
     listing: bool,
+    slow_rounds: int | None,
     output: Path | None,
 ) -> None:
     """Measure the journal beside the disk, a null server and what users would pick instead."""
@@ -66,8 +76,11 @@ def main(
     names = chosen(everybody, wanted)
     with tempfile.TemporaryDirectory(prefix="journal-bench-") as directory:
         with Benchmark(everybody, names, Path(directory)) as benchmark:
-            benchmark.round(seconds / 4)
-            measured = [benchmark.round(seconds) for _ in range(rounds)]
+            benchmark.warm_up(seconds / 4)
+            measured = [
+                benchmark.round(seconds, slow=slow_rounds is None or number < slow_rounds)
+                for number in range(rounds)
+            ]
         found = report(benchmark.rows, measured, RATIOS, seconds, benchmark.absent)
     click.echo(as_text(found))
     if output:

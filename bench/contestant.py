@@ -40,12 +40,17 @@ class Round:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `measure` takes one slice. `needs` are rows that come before it."""
+    """One line of the table: `measure` takes one slice.
+
+    `needs` are rows that come before it. A `slow` one has less rounds where time is short.
+    """
 
     name: str
     label: str
     measure: Callable[[Round], Metrics]
     needs: tuple[str, ...] = ()
+    slow: bool = False
+    warms_up: bool = True
 
 
 class Contestant(Protocol):

@@ -89,6 +89,29 @@ RATIOS: Final = (
         at_most=1.3,
     ),
     Ratio(
+        "recovery",
+        "recovery scan ÷ reading + CRC-32C",
+        Value("scan", "mb_per_s"),
+        Value("read", "mb_per_s"),
+        0.5,
+    ),
+    Ratio(
+        "start",
+        "start to ready, external PostgreSQL",
+        Value("start", "seconds"),
+        None,
+        at_most=1,
+        unit=" s",
+    ),
+    Ratio(
+        "start-embedded",
+        "start to ready, embedded PostgreSQL",
+        Value("start-embedded", "seconds"),
+        None,
+        at_most=3,
+        unit=" s",
+    ),
+    Ratio(
         "generator",
         "load generator on the null server ÷ on the journal, 100 entries",
         Value("null-100"),
@@ -123,7 +146,7 @@ def judge(ratio: Ratio, rounds: Rounds) -> Verdict:
     )
     if verdict.missing:
         return verdict
-    values = [_of(ratio, rows) for rows in rounds]
+    values = [_of(ratio, rows) for rows in rounds if _has(ratio, rows)]
     middle = median(values)
     return Verdict(
         name=verdict.name,
@@ -142,9 +165,16 @@ def _of(ratio: Ratio, rows: Mapping[str, Mapping[str, float]]) -> float:
     return top if ratio.bottom is None else top / rows[ratio.bottom.row][ratio.bottom.metric]
 
 
+def _sides(ratio: Ratio) -> list[str]:
+    return [ratio.top.row] if ratio.bottom is None else [ratio.top.row, ratio.bottom.row]
+
+
+def _has(ratio: Ratio, rows: Mapping[str, Mapping[str, float]]) -> bool:
+    return all(side in rows for side in _sides(ratio))
+
+
 def _missing(ratio: Ratio, rounds: Rounds) -> str:
-    sides = [ratio.top] if ratio.bottom is None else [ratio.top, ratio.bottom]
-    absent = sorted({side.row for side in sides for rows in rounds if side.row not in rows})
-    if not rounds:
-        absent = sorted({side.row for side in sides})
-    return f"without {', '.join(absent)}" if absent else ""
+    if any(_has(ratio, rows) for rows in rounds):
+        return ""
+    absent = {side for side in _sides(ratio) if not any(side in rows for rows in rounds)}
+    return f"without {', '.join(sorted(absent or _sides(ratio)))}"

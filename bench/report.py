@@ -76,8 +76,9 @@ def as_text(found: Report) -> str:
 
 def _line(row: Row, rounds: Rounds) -> Line:
     metrics = {}
-    for metric in rounds[0][row.name]:
-        values = [measured[row.name][metric] for measured in rounds]
+    taken = [measured[row.name] for measured in rounds if row.name in measured]
+    for metric in taken[0] if taken else ():
+        values = [slice_of[metric] for slice_of in taken]
         metrics[metric] = Spread(median(values), min(values), max(values))
     return Line(name=row.name, label=row.label, metrics=metrics)
 

@@ -56,10 +56,17 @@ class Benchmark:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def round(self, seconds: float) -> dict[str, Metrics]:
-        """One slice of every row, `seconds` long."""
+    def warm_up(self, seconds: float) -> None:
+        """A short slice of every row that is slow at first, to be forgotten."""
+        self._take(seconds, [row for row in self.rows if row.warms_up])
+
+    def round(self, seconds: float, *, slow: bool = True) -> dict[str, Metrics]:
+        """One slice of every row, `seconds` long; of the slow ones too, or not."""
+        return self._take(seconds, [row for row in self.rows if slow or not row.slow])
+
+    def _take(self, seconds: float, rows: Sequence[Row]) -> dict[str, Metrics]:
         turn = Round(self._generator, seconds)
-        for row in self.rows:
+        for row in rows:
             turn.measured[row.name] = row.measure(turn)
             _say(f"  {row.name:24} {_short(turn.measured[row.name])}")
         return turn.measured
