@@ -57,6 +57,10 @@ image: ## Build the container image (needs Docker)
 test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery of a log of 1 GiB
 	@TEST_LARGE=1 $(BIN)/pytest tests/crash/test_recovery_memory.py $(ARGS)
 
+.PHONY: crash-syscalls
+crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its data, one run each (10 minutes)
+	@CRASH_SYSCALLS=1 $(BIN)/pytest tests/crash/test_syscall_kills.py $(ARGS)
+
 .PHONY: bench-quick
 bench-quick: $(DEVELOPING) ## Measure the ratios of docs/performance.md in under a minute
 	@$(BIN)/python -m bench --rounds 2 --seconds 0.6 --ratio '*' $(ARGS)

@@ -198,6 +198,9 @@ async def _open(journal: Journal) -> None:
     except JournalError as error:
         _log.critical("%s", error)
         _stop()
+    except OSError as error:  # what is below the data directory, or the directory itself
+        _log.critical("the start failed in %s: %s", journal.settings.data_dir, error)
+        _stop()
     except Exception:  # noqa: BLE001 - whatever it is, there is nothing to serve
         _log.critical("the start failed", exc_info=True)
         _stop()

@@ -122,7 +122,10 @@ class Log:
     def _open(self, segment: Segment) -> None:
         self._path = segment.path
         self._start = segment.start
-        self._fd = self._files.open(segment.path, write=True)
+        try:
+            self._fd = self._files.open(segment.path, write=True)
+        except OSError as error:
+            raise WalFailed(f"opening {segment.path.name} failed: {error}") from error
         self._identity = self._files.identity(self._fd)
         self.end = segment.end
         self._has_records = True

@@ -1,0 +1,211 @@
+"""System calls on the data directory fail: the outcome is that of the protocol's section 5.
+
+Nothing that was acknowledged is lost by any of it.
+"""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.data_calls import inject_at, was_injected
+from tests.support.http_entries import flush
+from tests.support.promise import Conversation, check_promise
+from tests.support.service import Service
+
+NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
+FIRST: Final = "wal/00000000000000000000.wal"
+AT_ONCE: Final = 2
+REQUESTS: Final = 16
+ENTRY_BYTES: Final = 6000
+SETTINGS: Final[dict[str, Any]] = {
+    "ALLOW_NEW_WAL": "true",
+    "BLOCK_COMMANDS": "*",
+    "WAL_SYNC": "fdatasync",
+    "WAL_SEGMENT_BYTES": 65536,
+    "SHUTDOWN_TIMEOUT_S": 0,
+}
+
+
+class Outcome(Enum):
+    """What must come of a fault."""
+
+    UNNOTICED = auto()  # every request is answered 200
+    FULL = auto()  # some are answered 507, and the service goes on by itself
+    STOPS = auto()  # it ends at once with a status other than 0; nobody is answered
+    REFUSED = auto()  # likewise, before it was ready
+
+
+class Case(NamedTuple):
+    """A fault in a call on a path, and its outcome. A fault is strace's, at the `when`th call."""
+
+    call: str
+    path: str
+    fault: str
+    when: str
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        return f"{self.call}({self.path}) {self.fault} at {self.when}"
+
+
+def faults(call: str, path: str, when: str, **outcomes: Outcome) -> list[Case]:
+    """One case for each error, named in upper case; `SHORT` is a call that does nothing at all."""
+    return [
+        Case(call, path, "retval=0" if name == "SHORT" else f"error={name}", when, outcome)
+        for name, outcome in outcomes.items()
+    ]
+
+
+# `{next}` is the first segment that a running log begins. Calls are counted by thread.
+LOG_CASES: Final = [
+    *faults(
+        *("pwrite64", FIRST, "3"),
+        ENOSPC=Outcome.FULL,
+        EDQUOT=Outcome.FULL,
+        EIO=Outcome.STOPS,
+        EINTR=Outcome.UNNOTICED,
+        SHORT=Outcome.UNNOTICED,
+    ),
+    *faults(
+        *("fdatasync", FIRST, "3"),
+        EIO=Outcome.STOPS,
+        ENOSPC=Outcome.STOPS,
+        EINTR=Outcome.UNNOTICED,
+    ),
+    *faults("openat", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("pwrite64", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("fdatasync", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("rename", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("openat", "wal/{next}.wal", "1", EMFILE=Outcome.STOPS),
+    *faults("fsync", "wal", "2", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
+    *faults("ftruncate", FIRST, "1", EIO=Outcome.STOPS),
+    *faults("fallocate", FIRST, "1", EIO=Outcome.UNNOTICED, ENOSPC=Outcome.UNNOTICED),
+    *faults("write", "commitments/000004.log", "3", EIO=Outcome.STOPS, ENOSPC=Outcome.UNNOTICED),
+]
+START_CASES: Final = [
+    *faults("mkdir", ".", "1", EROFS=Outcome.REFUSED),
+    *faults("mkdir", "wal", "1", ENOSPC=Outcome.REFUSED),
+    *faults("fsync", ".", "1", EIO=Outcome.REFUSED),
+    *faults("openat", "wal/lock", "1", EACCES=Outcome.REFUSED),
+    *faults("pwrite64", f"{FIRST}.tmp", "1", ENOSPC=Outcome.REFUSED),
+    *faults("fdatasync", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED),
+    *faults("rename", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED),
+    *faults("fsync", "wal", "1", EIO=Outcome.REFUSED),
+    *faults("fdatasync", "commitments/000004.log", "1", EIO=Outcome.REFUSED),
+]
+# Each request is followed by a flush here, and the log is given back.
+GIVING_BACK_CASES: Final = [
+    *faults("openat", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.UNNOTICED),
+    *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED),
+    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.UNNOTICED),
+    *faults("rename", "checkpoint.json.tmp", "1", EIO=Outcome.UNNOTICED),
+    *faults("fsync", ".", "3", EIO=Outcome.UNNOTICED),
+    *faults("unlink", FIRST, "1", EIO=Outcome.UNNOTICED),
+    *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.UNNOTICED),
+]
+
+
+def suffer(
+    directory: Path, case: Case, talk: Callable[[Service], Conversation], **settings: object
+) -> None:
+    """Run a service that suffers a fault; check its outcome and what is left."""
+    database_url = str(settings.pop("DATABASE_URL", NOWHERE))
+    with Service(directory / "data", database_url, **settings) as service:
+        output = directory / "trace"
+        inject_at(service, output, case.call, case.path, f"{case.fault}:when={case.when}")
+        conversation = talk(service) if service.starts() else Conversation()
+        outcome = outcome_of(service, conversation)
+        assert outcome is case.outcome, f"{outcome}: {conversation.statuses}\n{service.log}"
+        assert "Traceback" not in service.log, service.log
+        check_promise(conversation, service.data_dir, database_url, **settings)
+        assert was_injected(service, output), "the fault was not reached"
+    shutil.rmtree(directory)
+
+
+def talk(service: Service) -> Conversation:
+    conversation = Conversation(size=ENTRY_BYTES)
+    with service.client() as client:
+        conversation.send_all(client, REQUESTS)
+    return conversation
+
+
+def talk_and_flush(service: Service) -> Conversation:
+    conversation = Conversation(entries=1, size=250_000)
+    with service.client() as client, suppress(httpx.TransportError):
+        while len(conversation.requests) < 12 and conversation.send(client) is not None:
+            flush(client)
+    return conversation
+
+
+def outcome_of(service: Service, conversation: Conversation) -> Outcome:
+    """What has become of a service, which is stopped if it still runs."""
+    *earlier, last = conversation.statuses or [None]
+    if not conversation.statuses or last is None:
+        assert set(earlier) <= {200}
+        assert service.wait() != 0
+        return Outcome.STOPS if conversation.statuses else Outcome.REFUSED
+    assert service.terminate() == 0
+    assert last == 200, "the service did not go on by itself"
+    assert set(earlier) <= {200, 507}
+    return Outcome.FULL if 507 in earlier else Outcome.UNNOTICED
+
+
+def suffer_all(tmp_path: Path, run: Callable[[Path, Case], None], cases: list[Case]) -> None:
+    with ThreadPoolExecutor(AT_ONCE, "faults") as executor:
+        runs = []
+        for number, case in enumerate(cases):
+            directory = tmp_path / f"{number:05}"
+            directory.mkdir()
+            runs.append(executor.submit(run, directory, case))
+    errors = [(case, run.exception()) for case, run in zip(cases, runs, strict=True)]
+    failures = [f"{case}: {error}" for case, error in errors if error is not None]
+    assert not failures, "\n\n".join(failures)
+
+
+@pytest.mark.timeout(600)
+def test_a_call_that_fails_while_the_log_is_written(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+        service.start()
+        assert set(talk(service).statuses) == {200}
+        service.kill()
+    _, second, _, *_ = sorted((service.data_dir / "wal").glob("*.wal"))
+
+    def run(directory: Path, case: Case) -> None:
+        case = case._replace(path=case.path.format(next=second.stem))
+        suffer(directory, case, talk, **SETTINGS)
+
+    suffer_all(tmp_path, run, LOG_CASES)
+
+
+@pytest.mark.timeout(600)
+def test_a_call_that_fails_at_the_first_start_refuses_it_clearly(tmp_path: Path) -> None:
+    def run(directory: Path, case: Case) -> None:
+        suffer(directory, case, talk, **SETTINGS)
+
+    suffer_all(tmp_path, run, START_CASES)
+
+
+@pytest.mark.timeout(600)
+def test_a_call_that_fails_while_the_log_is_given_back(tmp_path: Path, database_url: str) -> None:
+    replicated = {
+        "DATABASE_URL": database_url,
+        "AUTO_MIGRATE": "false",
+        "BLOCK_COMMANDS": "*",
+        "WAL_SYNC": "fdatasync",
+        "DEDUP_WINDOW": 1,
+    }
+
+    def run(directory: Path, case: Case) -> None:
+        # In segments that are longer than what is given back at once, holes are punched.
+        segment_bytes = 4_000_000 if case.call == "fallocate" else 600_000
+        settings = {**replicated, "ENVIRONMENT": f"run-{directory.name}"}
+        suffer(directory, case, talk_and_flush, WAL_SEGMENT_BYTES=segment_bytes, **settings)
+
+    suffer_all(tmp_path, run, GIVING_BACK_CASES)

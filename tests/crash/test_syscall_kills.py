@@ -1,0 +1,240 @@
+"""The service is killed at the system calls that touch its data directory, one run each.
+
+A kill comes in the place of the call: what the call would have done is not done. In CI, the first
+call of every kind (name, kind of file) is tried, save for some of the commitment store's, and some
+others by chance; `make crash-syscalls` tries them all.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from app.wal.sync import IoUringSyncer
+from tests.support.data_calls import DataCall, data_calls, has_been_killed, inject, kinds, record
+from tests.support.http_entries import flush
+from tests.support.promise import Conversation, check_promise
+from tests.support.service import Service
+
+ALL: Final = "CRASH_SYSCALLS" in os.environ
+# The processors of a CI machine: a start is bound by them.
+AT_ONCE: Final = 2
+MORE: Final = 4
+# The kinds of calls on files of the commitment store are many, and RocksDB's own.
+STORE_KINDS: Final = 8
+REACHED: Final = 0.8
+REQUESTS: Final = 12
+ENTRY_BYTES: Final = 6000
+LOG_CALLS: Final = {"openat", "pwrite64", "fdatasync", "fallocate", "ftruncate"}
+NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
+SETTINGS: Final[dict[str, Any]] = {
+    "ALLOW_NEW_WAL": "true",
+    "BLOCK_COMMANDS": "*",
+    "WAL_SEGMENT_BYTES": 65536,
+    "SHUTDOWN_TIMEOUT_S": 0,
+}
+
+
+def converse(
+    service: Service, conversation: Conversation, count: int, *, flushing: bool = False
+) -> Conversation:
+    """Start the service, let a client talk to it and stop it; it may die at any point of that."""
+    if not service.starts():
+        return conversation
+    answered = False
+    with service.client() as client, suppress(httpx.TransportError):
+        answered = all(
+            conversation.send(client) and (not flushing or flush(client)) for _ in range(count)
+        )
+    if answered:
+        service.terminate()
+    else:
+        assert service.wait() != 0, "a service without its worker is no success"
+    return conversation
+
+
+def chosen(calls: list[DataCall], rng: Random) -> list[DataCall]:
+    """The calls to be killed at: with `CRASH_SYSCALLS` all, else the first of every kind and some.
+
+    A kill at a call that changes nothing leaves what one at the next call that does leaves.
+    """
+    if ALL:
+        return calls
+    first = [of_kind[0] for of_kind in kinds(call for call in calls if call.changes).values()]
+    of_store = [call for call in first if call.path.startswith("commitments/")]
+    rest = [call for call in calls if call.changes and call not in first]
+    left_out = rng.sample(of_store, max(0, len(of_store) - STORE_KINDS))
+    return [call for call in first if call not in left_out] + rng.sample(rest, MORE)
+
+
+def kill_at_each(calls: list[DataCall], run: Callable[[DataCall, int], bool]) -> None:
+    """Run once for each call; `run` says whether the kill came to pass."""
+    with ThreadPoolExecutor(AT_ONCE, "kills") as executor:
+        runs = [executor.submit(run, call, number) for number, call in enumerate(calls)]
+    failures = []
+    killed = []
+    for call, outcome in zip(calls, runs, strict=True):
+        error = outcome.exception()
+        if error is not None:
+            failures.append(f"killed at {call}: {error}")
+        elif outcome.result():
+            killed.append(call)
+    assert not failures, "\n".join(failures)
+    missed = [str(call) for call in calls if call not in killed]
+    print(f"{len(killed)} kills; not reached: {missed}")  # noqa: T201 - shown with a failure
+    # Which thread takes a call of the store, or of giving back, is not the same in every run.
+    assert len(killed) >= REACHED * len(calls), missed
+
+
+def kill_in_run(
+    directory: Path,
+    call: DataCall,
+    run: Callable[[Service], Conversation],
+    database_url: str,
+    **settings: object,
+) -> bool:
+    """Run a service that is killed at `call`, and check what is left; whether it was killed."""
+    with Service(directory / "data", database_url, **settings) as service:
+        inject(service, directory / "trace", call, "signal=SIGKILL")
+        conversation = run(service)
+        check_promise(conversation, service.data_dir, database_url, **settings)
+        killed = has_been_killed(service, directory / "trace")
+    shutil.rmtree(directory)
+    return killed
+
+
+def record_calls(
+    directory: Path,
+    run: Callable[[Service], Conversation],
+    database_url: str,
+    **settings: object,
+) -> list[DataCall]:
+    """What an undisturbed run does to its data directory."""
+    with Service(directory / "data", database_url, **settings) as service:
+        record(service, directory / "trace")
+        conversation = run(service)
+        assert set(conversation.statuses) == {200}
+        return data_calls(service, directory / "trace")
+
+
+def new_directory(tmp_path: Path, name: object) -> Path:
+    directory = tmp_path / str(name)
+    directory.mkdir()
+    return directory
+
+
+@pytest.mark.timeout(1800)
+def test_a_kill_at_any_call_from_the_first_start_to_the_stop_keeps_the_promise(
+    tmp_path: Path, rng: Random
+) -> None:
+    settings = {**SETTINGS, "WAL_SYNC": "fdatasync"}
+
+    def run(service: Service) -> Conversation:
+        return converse(service, Conversation(size=ENTRY_BYTES), REQUESTS)
+
+    def kill(call: DataCall, number: int) -> bool:
+        return kill_in_run(new_directory(tmp_path, number), call, run, NOWHERE, **settings)
+
+    calls = record_calls(new_directory(tmp_path, "recorded"), run, NOWHERE, **settings)
+    assert {name for name, path in kinds(calls) if path == "wal/N.wal"} >= LOG_CALLS
+    kill_at_each(chosen(calls, rng), kill)
+
+
+def test_a_kill_at_any_call_of_io_uring_keeps_the_promise(tmp_path: Path, rng: Random) -> None:
+    try:
+        IoUringSyncer().close()
+    except OSError as error:
+        pytest.skip(f"io_uring can't be set up here: {error}")
+    settings = {**SETTINGS, "WAL_SYNC": "io_uring"}
+
+    def run(service: Service) -> Conversation:
+        return converse(service, Conversation(size=ENTRY_BYTES), REQUESTS)
+
+    def kill(call: DataCall, number: int) -> bool:
+        return kill_in_run(new_directory(tmp_path, number), call, run, NOWHERE, **settings)
+
+    calls = record_calls(new_directory(tmp_path, "recorded"), run, NOWHERE, **settings)
+    syncs = [call for call in calls if call.name == "io_uring_enter"]
+    assert len(syncs) >= REQUESTS
+    kill_at_each(syncs if ALL else [syncs[0], rng.choice(syncs[1:])], kill)
+
+
+@pytest.mark.timeout(1800)
+def test_a_kill_at_any_call_of_a_recovery_keeps_the_promise_to_the_earlier_lives(
+    tmp_path: Path, rng: Random
+) -> None:
+    # As bad as it gets: a torn record, drafts, and a store that has everything to catch up.
+    settings = {**SETTINGS, "WAL_SYNC": "fdatasync"}
+    earlier = Conversation(size=ENTRY_BYTES)
+    with Service(tmp_path / "data", NOWHERE, **settings) as service:
+        service.start()
+        with service.client() as client:
+            earlier.send_all(client, REQUESTS)
+        service.kill()
+    wal_dir = service.data_dir / "wal"
+    last = max(wal_dir.glob("*.wal"))
+    with last.open("ab") as segment:
+        segment.write((6000).to_bytes(4, "little") + bytes(3000))
+    (wal_dir / f"{last.name}.tmp").write_bytes(b"a draft")
+    (service.data_dir / "checkpoint.json.tmp").write_bytes(b"{")
+    shutil.rmtree(service.data_dir / "commitments")
+
+    def crashed(name: object) -> Path:
+        directory = new_directory(tmp_path, name)
+        shutil.copytree(service.data_dir, directory / "data")
+        return directory
+
+    def run(service: Service) -> Conversation:
+        return converse(service, deepcopy(earlier), 2)
+
+    def kill(call: DataCall, number: int) -> bool:
+        return kill_in_run(crashed(number), call, run, NOWHERE, **settings)
+
+    calls = record_calls(crashed("recorded"), run, NOWHERE, **settings)
+    assert ("openat", "wal/N.wal.N.torn.tmp") in kinds(calls)
+    log_calls = [call for call in calls if not call.path.startswith("commitments/")]
+    kill_at_each(chosen(calls if ALL else log_calls, rng), kill)
+
+
+@pytest.mark.timeout(1800)
+def test_a_kill_at_any_call_that_gives_the_log_back_keeps_the_promise(
+    tmp_path: Path, database_url: str, rng: Random
+) -> None:
+    settings = {
+        "AUTO_MIGRATE": "false",
+        "BLOCK_COMMANDS": "*",
+        "WAL_SYNC": "fdatasync",
+        "WAL_SEGMENT_BYTES": 600_000,
+        "DEDUP_WINDOW": 1,
+    }
+
+    def run(service: Service) -> Conversation:
+        conversation = Conversation(entries=1, size=250_000)
+        return converse(service, conversation, 12, flushing=True)
+
+    def kill(call: DataCall, number: int) -> bool:
+        directory = new_directory(tmp_path, number)
+        environment = f"run-{number:05}"
+        return kill_in_run(directory, call, run, database_url, ENVIRONMENT=environment, **settings)
+
+    calls = record_calls(
+        new_directory(tmp_path, "recorded"), run, database_url, ENVIRONMENT="run-first", **settings
+    )
+    assert ("unlink", "wal/N.wal") in kinds(calls)
+    first_checkpoint = next(
+        at for at, call in enumerate(calls) if call.path == "checkpoint.json.tmp"
+    )
+    later = [
+        call
+        for call in calls[first_checkpoint:]
+        if call.path.startswith(("checkpoint", "wal", "."))
+    ]
+    kill_at_each(chosen(later, rng), kill)

@@ -1,0 +1,135 @@
+"""The system calls of a service that touch its data directory, and a fault in one of them."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.support.service import Service
+from tests.support.syscalls import Syscall, read_trace
+from tests.support.waiting import wait_for
+
+# All by which files are opened, changed and synced; reading changes nothing.
+_CALLS: Final = (
+    "openat,pwrite64,pwritev,pwritev2,write,writev,fdatasync,fsync,sync_file_range,rename,renameat,"
+    "renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,fallocate,ftruncate,truncate,fchmod,"
+    "chmod,fchmodat,flock,io_uring_enter"
+)
+_IO_URING: Final = "io_uring_enter"
+_QUOTED: Final = re.compile(r'"([^"]*)"')
+_DIGITS: Final = re.compile(r"\d+")
+
+
+class DataCall(NamedTuple):
+    """The `nth` call of this name with this path, relative to the data directory, by one thread."""
+
+    name: str
+    path: str
+    nth: int
+    changes: bool
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Calls of the same kind do the same to files of the same kind."""
+        return self.name, _DIGITS.sub("N", self.path)
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.path}) number {self.nth}"
+
+
+def record(service: Service, output: Path) -> None:
+    """Let the service run from its next start on so that `data_calls` can read what it did."""
+    service.wrapper = _strace("--seccomp-bpf", "-e", f"trace={_CALLS}", "-o", str(output))
+
+
+def inject(service: Service, output: Path, call: DataCall, fault: str) -> None:
+    """Put a fault of strace, such as `signal=SIGKILL`, in the place of one call."""
+    inject_at(service, output, call.name, call.path, f"{fault}:when={call.nth}")
+
+
+def inject_at(service: Service, output: Path, name: str, path: str, fault: str) -> None:
+    """Likewise for all the calls of a name on a path for which the fault is `when`."""
+    # Its filter of calls keeps strace 6.1 from delivering signals.
+    filtering = () if "signal=" in fault else ("--seccomp-bpf",)
+    place = () if name == _IO_URING else ("-P", str(service.data_dir / path))
+    service.wrapper = _strace(
+        *filtering, *place, "-e", f"trace={name}", "-e", f"inject={name}:{fault}", "-o", str(output)
+    )
+
+
+def has_been_killed(service: Service, output: Path) -> bool:
+    """Whether the fault was a kill and has come to pass. The service has ended."""
+    return "+++ killed by SIGKILL +++" in _finished(service, output)
+
+
+def was_injected(service: Service, output: Path) -> bool:
+    """Whether an error or a result was injected. The service has ended."""
+    return "(INJECTED)" in _finished(service, output)
+
+
+def data_calls(service: Service, output: Path) -> list[DataCall]:
+    """All calls that touched the data directory, in their order. The service has ended."""
+    _finished(service, output)
+    counts: dict[tuple[int, str, str], int] = {}
+    found = []
+    for call in read_trace(output):
+        path = _path(call, service.data_dir)
+        if path is None:
+            continue
+        place = (call.thread, call.name, path)
+        counts[place] = counts.get(place, 0) + 1
+        found.append(DataCall(call.name, path, counts[place], _changes(call)))
+    return found
+
+
+def kinds(calls: Iterable[DataCall]) -> dict[tuple[str, str], list[DataCall]]:
+    """The calls by their kind, both in their order."""
+    found: dict[tuple[str, str], list[DataCall]] = {}
+    for call in calls:
+        found.setdefault(call.kind, []).append(call)
+    return found
+
+
+def _strace(*options: str) -> tuple[str, ...]:
+    program = shutil.which("strace")
+    if program is None:
+        pytest.skip("strace is not installed: no fault can be put into a system call")
+    # As a detached tracer (-D), so that the service stays a child of the test.
+    command = (program, "-D", "-f", "-q", "-y", "-s", "16")
+    probe = subprocess.run([program, "-o", "/dev/null", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"strace can't trace here: {probe.stderr.decode().strip()}")
+    return (*command, *options)
+
+
+def _finished(service: Service, output: Path) -> str:
+    """What the tracer has written when it is done with the service's first process."""
+    ended = re.compile(rf"^{service.pid} +\+\+\+ ", re.MULTILINE)
+
+    def text() -> str | None:
+        found = output.read_text("utf-8", "replace")
+        return found if ended.search(found) else None
+
+    return wait_for(text, "the tracer has written all")
+
+
+def _path(call: Syscall, data_dir: Path) -> str | None:
+    """The path of a call, relative to the data directory; None when it is outside."""
+    if call.name == _IO_URING:
+        return ""
+    named = _QUOTED.search(call.arguments)
+    by_descriptor = call.arguments[:1].isdigit()
+    path = call.path if by_descriptor or named is None else named[1]
+    if path == str(data_dir):
+        return "."
+    prefix = f"{data_dir}/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else None
+
+
+def _changes(call: Syscall) -> bool:
+    """Whether a kill right before it leaves other files than one right before the next call."""
+    return call.name != "openat" or "O_CREAT" in call.arguments or "O_TRUNC" in call.arguments
