@@ -29,12 +29,25 @@ def serve(ctx: click.Context, /, **options: str | bool | None) -> None:
 
 @click.command()
 @settings_options("database_url", "data_dir")
-def migrate(**options: str | bool | None) -> None:
+@click.option(
+    "--print-grants",
+    metavar="ROLE",
+    help="Only print the SQL that gives ROLE what the service needs, and nothing else.",
+)
+def migrate(print_grants: str | None, **options: str | bool | None) -> None:
     """Bring the database to the schema that this version needs.
 
     Nothing happens where it is there already. With the embedded database, the service must not be
     running on it: it is started for the time.
+
+    The service itself needs less than the schema's owner: `journal migrate --print-grants journal |
+    psql …` gives the role `journal` what it needs.
     """
+    if print_grants is not None:
+        from app.replication.grants import grants  # noqa: PLC0415 - likewise
+
+        click.echo(grants(print_grants))
+        return
     from app.replication.migrations import upgrade  # noqa: PLC0415 - loads Alembic and SQLAlchemy
 
     with database_of(load_settings(**given(options))) as database_url:

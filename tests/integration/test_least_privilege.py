@@ -1,0 +1,142 @@
+"""The service under exactly the role that `journal migrate --print-grants` makes."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from click.testing import CliRunner, Result
+
+from app.cli import main
+from app.client import JournalClient
+from app.errors import DatabaseUnavailable
+from app.model.entry import Entry
+from app.replication.postgres import Sink
+from tests.integration.conftest import MakeService
+from tests.support.database import query, value
+from tests.support.http_entries import checkpoint, flush
+from tests.support.journal_entries import make_entry, make_full_entry, make_update
+from tests.support.postgres_cluster import Cluster, in_thread
+from tests.support.replication_sink import ENVIRONMENT, apply
+
+_PASSWORD = "grants"
+# A name that only works quoted.
+_ROLE = 'journal\'s "least" {}'
+
+
+class Role(NamedTuple):
+    """A login of the test's own, and the test's database as it sees it."""
+
+    name: str
+    url: str
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def run(url: str, *statements: str) -> None:
+    async def execute() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    in_thread(execute())
+
+
+@pytest.fixture
+def role(cluster: Cluster, database_url: str) -> Iterator[Role]:
+    name = _ROLE.format(uuid4().hex[:8])
+    identifier = quoted(name)
+    run(cluster.url, f"CREATE ROLE {identifier} LOGIN PASSWORD '{_PASSWORD}'")
+    result = journal("migrate", "--print-grants", name)
+    run(database_url, result.stdout)
+    parts = urlsplit(database_url)
+    host = parts.netloc.rpartition("@")[2]
+    netloc = f"{quote(name, safe='')}:{_PASSWORD}@{host}"
+    yield Role(name, urlunsplit(parts._replace(netloc=netloc)))
+    run(database_url, f"DROP OWNED BY {identifier}")
+    run(cluster.url, f"DROP ROLE {identifier}")
+
+
+def journal(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def append(url: str, *entries: Entry) -> None:
+    async def call() -> None:
+        async with JournalClient(url) as client:
+            await client.append(entries)
+
+    asyncio.run(call())
+
+
+def test_the_service_does_all_its_work_under_the_printed_grants(
+    make_service: MakeService, role: Role, database_url: str, tmp_path: Path
+) -> None:
+    """Every table is written, what moves is moved, and a lost log is adopted."""
+    service = make_service(role.url, AUTO_MIGRATE="false", BLOCK_COMMANDS="*", DEDUP_WINDOW=1)
+    service.start()
+    full = make_full_entry()
+    # Twice what is updated, and an entry that comes again when only Postgres knows it.
+    append(service.url, full, make_entry(balance_updates=[make_update(0, 5, "9")]))
+    append(service.url, make_full_entry(balance_updates=[make_update(0, 5, "10")]))
+    with service.client() as client:
+        flush(client)
+    append(service.url, full)
+    with service.client() as client:
+        flush(client)
+        assert checkpoint(client)["replication"] == "streaming"
+        assert client.get(f"/entries/{full.request_uuid}").json()["status"] == "replicated"
+        assert client.get("/blocks/0/commands?content=true").status_code == 200
+    assert service.terminate() == 0
+
+    assert value(database_url, "SELECT count(*) FROM engine_commands") == 3
+    for table in ("rsm_blocks", "rsm_roots", "directive_outbox", "account_balances"):
+        assert value(database_url, f"SELECT count(*) FROM {table}") > 0
+    assert value(database_url, "SELECT max(balance_after) FROM account_balances") >= 10
+    verified = journal("verify", role.url, "--allow-unsigned", "--environment", "development")
+    assert "verified up to block" in verified.output
+    adopted = journal(
+        "adopt", "--yes", "--database-url", role.url, "--data-dir", tmp_path / "adopted"
+    )
+    assert "began the log" in adopted.output
+
+
+def test_the_role_can_not_change_history_nor_the_schema(role: Role) -> None:
+    for statement in (
+        "DELETE FROM engine_commands",
+        "TRUNCATE rsm_blocks",
+        "UPDATE engine_commands SET command_data = ''",
+        "UPDATE rsm_blocks SET block_hash = ''",
+        "UPDATE account_balances SET environment = 'other'",
+        "DELETE FROM account_balances",
+        "UPDATE alembic_version SET version_num = '9'",
+        "CREATE TABLE mine ()",
+        "ALTER TABLE engine_commands DISABLE TRIGGER ALL",
+        "DROP TABLE dead_letters",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            query(role.url, statement)
+
+
+@pytest.mark.parametrize("table", ["account_balances", "replication_progress"])
+async def test_no_grant_of_an_update_could_be_left_out(
+    role: Role, observer: Any, table: str
+) -> None:
+    update = make_entry(balance_updates=[make_update(0, 5, "1")])
+    sink = await Sink.connect(role.url, ENVIRONMENT)
+    progress = await apply(sink, update)
+    await observer.execute(f"REVOKE UPDATE ON {table} FROM {quoted(role.name)}")
+    with pytest.raises(DatabaseUnavailable, match=f"permission denied for table {table}"):
+        await apply(sink, make_entry(balance_updates=[make_update(1, 5, "2")]), after=progress)
+    await sink.close()
