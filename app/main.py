@@ -31,7 +31,7 @@ from app.api.answers import (
     on_invalid_parameter,
     problem_response,
 )
-from app.api.bodies import ClientGone, take_in
+from app.api.bodies import take_in
 from app.api.connections import Connections, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
@@ -89,8 +89,6 @@ class JournalApp(FastAPI):
             if self.calls_in_progress > _MAX_CALLS:
                 raise Unavailable(f"{_MAX_CALLS} calls are in progress")
             receive = await take_in(receive)
-        except ClientGone:
-            pass
         except (HttpProblem, Unavailable) as error:
             answer = problem_response(Request(scope), problem_of(error))
             await answer(scope, receive, send)

@@ -24,10 +24,6 @@ _IDLE_BODY_TIMEOUT_S: Final = 10.0
 _DISCARD_TIMEOUT_S: Final = 5.0
 
 
-class ClientGone(Exception):
-    """The client went away before its body was complete."""
-
-
 class IncomingBody:
     """A request's body as it arrives."""
 
@@ -38,10 +34,14 @@ class IncomingBody:
         self.complete = False
 
     async def part(self) -> bytes:
-        """The next part of it. Raises `ClientGone`."""
+        """The next part of it. Raises a 400 when the client has left, or sent what is no body.
+
+        The server does not tell which; the second kind of client awaits an answer.
+        """
         message = await self._receive()
         if message["type"] != "http.request":
-            raise ClientGone
+            detail = "the body broke off or is not framed as HTTP asks for"
+            raise HttpProblem(400, "incomplete_body", detail)
         self.complete = not message.get("more_body", False)
         part: bytes = message.get("body", b"")
         return part
@@ -74,7 +74,7 @@ class Bodies:
     async def read(self, incoming: IncomingBody) -> bytes | bytearray:
         """A whole body; time and size are bounded while it arrives, whatever was announced.
 
-        Raises `ClientGone`, `Unavailable` (refused in favour of others), or a 408 or 413.
+        Raises `Unavailable` (refused in favour of others), or a 400, 408 or 413.
         """
         reading = None
         try:
@@ -106,7 +106,7 @@ class Bodies:
         The answer is out already, but many clients read it only when they have sent everything.
         """
         left_bytes = self._max_body_bytes
-        with suppress(ClientGone, TimeoutError):
+        with suppress(HttpProblem, TimeoutError):
             async with asyncio.timeout(_DISCARD_TIMEOUT_S):
                 while left_bytes > 0 and not incoming.complete:
                     left_bytes -= len(await incoming.part())
@@ -149,7 +149,7 @@ async def take_in(receive: Receive) -> Receive:
     """Read the body of a call that has no use for one, and hand it on to be read again.
 
     Left unread, it would wait in the server as long as the call takes, whatever its size. Raises
-    `ClientGone`, or a 408 or 413.
+    a 400, 408 or 413.
     """
     incoming = IncomingBody(receive)
     body = b""

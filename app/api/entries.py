@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from time import perf_counter
 from typing import Any, Final
 
-from app.api.bodies import Bodies, ClientGone, IncomingBody, Message, Receive
+from app.api.bodies import Bodies, IncomingBody, Message, Receive
 from app.api.connections import Connections, peer_of
 from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
@@ -60,8 +60,6 @@ class EntriesEndpoint:
         try:
             answer: Any = await self._append(scope, headers, incoming)
             status, problem = 200, False
-        except ClientGone:
-            return
         except TRANSLATED as error:
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api.bodies import Bodies, ClientGone, IncomingBody
+from app.api.bodies import Bodies, IncomingBody
 from app.api.problems import HttpProblem
 from app.errors import Unavailable
 
@@ -117,6 +117,7 @@ async def test_a_client_that_leaves_takes_no_room() -> None:
     for _ in range(3):
         reading = await room.begin(b"x" * 90)
         room.senders[-1].leave()
-        with pytest.raises(ClientGone):
+        with pytest.raises(HttpProblem) as caught:
             await reading
+        assert caught.value.status == 400
     assert not (await room.begin(b"y" * 90)).done()
