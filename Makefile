@@ -61,6 +61,10 @@ test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery 
 crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its data, one run each (10 minutes)
 	@CRASH_SYSCALLS=1 $(BIN)/pytest tests/crash/test_syscall_kills.py $(ARGS)
 
+.PHONY: crash-states
+crash-states: $(DEVELOPING) ## Recover 200,000 crash states (CRASH_STATES=N; CRASH_SEED=N repeats a run)
+	@CRASH_STATES=$${CRASH_STATES:-200000} $(BIN)/pytest -s --log-level=CRITICAL tests/crash/test_crash_states.py $(ARGS)
+
 .PHONY: bench-quick
 bench-quick: $(DEVELOPING) ## Measure the ratios of docs/performance.md in under a minute
 	@$(BIN)/python -m bench --rounds 2 --seconds 0.6 --ratio '*' $(ARGS)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from app.chain.store import CommitmentStore
@@ -134,7 +134,8 @@ def examine(
     if progress is not None and progress.wal_id != wal_id:
         progress = None  # it speaks of another log; replication will refuse and say so
     applied = store.wal_offset if store is not None and store.wal_id == wal_id else 0
-    evidence = _evidence(checkpoint, progress, applied)
+    is_told = held is not None and held.progress is progress
+    evidence = replace(_evidence(checkpoint, progress, applied), is_told=is_told)
     scan = scan_log(
         files, settings.wal_dir, settings.environment, checkpoint, evidence, settings.dedup_window
     )

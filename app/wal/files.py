@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,12 +46,25 @@ class FileSystem:
     """The real file system."""
 
     def make_directory(self, path: Path) -> None:
-        """Create `path` and what is missing above it, mode 0700, each entry made durable."""
-        if path.is_dir():
+        """Create `path` and what is missing above it, mode 0700, each entry made durable.
+
+        Also that of a directory that is there: its maker may have died before it was.
+        """
+        if self.is_directory(path):
+            with suppress(PermissionError):  # who may not look above has not made it either
+                self.sync_directory(path.parent)
             return
         self.make_directory(path.parent)
-        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        self.create_directory(path)
         self.sync_directory(path.parent)
+
+    def is_directory(self, path: Path) -> bool:
+        """Whether `path` is a directory."""
+        return path.is_dir()
+
+    def create_directory(self, path: Path) -> None:
+        """Create a directory, mode 0700, where there may be one already."""
+        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
     def names(self, directory: Path) -> list[str]:
         """The names in a directory, sorted."""

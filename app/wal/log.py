@@ -76,6 +76,8 @@ class Log:
                     f"writing {self._path.name} at {self.end} failed: {error}"
                 ) from error
             self._cut(at)
+            # Or the partial record could come back behind the beginning of the next segment.
+            self.sync()
             raise DiskFull(
                 f"no room for a record of {len(record)} bytes on the volume of the WAL"
             ) from error

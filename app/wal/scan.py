@@ -23,10 +23,14 @@ _SAMPLE_ENTRIES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The highest offset that is known to have been durable, and who says so."""
+    """The highest offset that is known to have been durable, and who says so.
+
+    `is_told`: Postgres was there to say how far this log has been replicated, if at all.
+    """
 
     offset: int
     source: str
+    is_told: bool = False
 
 
 @dataclass(slots=True)
@@ -255,7 +259,8 @@ def _first_kept(
                 "begins here",
             )
         return max(checkpoint.retained_offset, behind_genesis)
-    if first.start == 0 and _record_at(files, first, behind_genesis):
+    untouched = evidence.is_told and evidence.offset == 0
+    if first.start == 0 and (untouched or _record_at(files, first, behind_genesis)):
         return behind_genesis
     if evidence.offset == 0:
         raise StartRefused(

@@ -56,6 +56,10 @@ class WatchedFiles(FileSystem):
         first = len(self.calls)
         self.fault = lambda call: Crash(call) if len(self.calls) > first + number else None
 
+    def create_directory(self, path: Path) -> None:
+        self._watch("create directory", path.name)
+        super().create_directory(path)
+
     def create(self, path: Path) -> int:
         self._watch("create", path.name)
         return self._named(super().create(path), path)

@@ -4,7 +4,7 @@ Written from the protocol's section 5 alone. It accepts no fault, for logs that 
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -36,12 +36,19 @@ def read_wal(directory: Path, kept_from: int = 0) -> Iterator[ForeignRecord]:
 
     What lies before the offset `kept_from` may have been given back, and only its genesis is read.
     """
+    segments = ((path, path.read_bytes()) for path in sorted(directory.glob("*.wal")))
+    return read_segments(segments, kept_from)
+
+
+def read_segments(
+    segments: Iterable[tuple[Path, bytes]], kept_from: int = 0
+) -> Iterator[ForeignRecord]:
+    """Likewise, of segments that are given with what is in them, in the order of their names."""
     expected: int | None = None
-    for path in sorted(directory.glob("*.wal")):
+    for path, data in segments:
         assert len(path.stem) == _DIGITS, path
         start = int(path.stem)
         assert expected in (None, start), f"{path.name} does not begin where the one before ends"
-        data = path.read_bytes()
         at = 0
         while at < len(data):
             record = _record(path, start, data, at)
