@@ -7,6 +7,7 @@ Here is no rule of the product's: a `World` holds what was acknowledged and repl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -16,7 +17,7 @@ from uuid import UUID
 import msgpack
 
 from app.errors import DiskFull, StartRefused
-from app.model.codec import PreparedRequest, canonical_bytes
+from app.model.codec import PreparedRequest
 from app.replication.reader import EnvironmentSummary
 from app.replication.rows import Progress
 from app.service.opening import OpenedLog, lock_wal, open_log
@@ -97,9 +98,8 @@ class World:
     def _acknowledged(self, request: PreparedRequest, outcome: Appended) -> tuple[Journaled, ...]:
         """The entries that an acknowledgement says were journaled, none of them in the window."""
         first = outcome.first_command_id
-        known = {
-            uuid: number for uuid, number in outcome.duplicates if number < (first or NO_LIMIT)
-        }
+        earlier = [each for each in outcome.duplicates if each.command_id < (first or NO_LIMIT)]
+        known = {each.request_uuid: each.command_id for each in earlier}
         entries = list(new_entries(request, known))
         last = None if first is None else first + len(entries) - 1
         assert (first is None, outcome.last_command_id) == (not entries, last)
@@ -109,7 +109,7 @@ class World:
             for number, (uuid, content) in enumerate(entries)
         )
         ids = self.ids | {each.request_uuid: each.command_id for each in added}
-        assert all(ids[uuid] == command_id for uuid, command_id in outcome.duplicates)
+        assert all(ids[each.request_uuid] == each.command_id for each in outcome.duplicates)
         window = {each.request_uuid for each in self.settled[-DEDUP_WINDOW:]}
         assert window.isdisjoint(each.request_uuid for each in added)
         return added
@@ -120,11 +120,12 @@ def new_entries(
 ) -> Iterator[tuple[UUID, dict[str, Any]]]:
     """The entries that a request adds to a log."""
     seen = set(known)
-    for entry in request.entries:
-        if entry.request_uuid not in seen:
-            seen.add(entry.request_uuid)
-            content = msgpack.unpackb(canonical_bytes(entry), strict_map_key=False)
-            yield entry.request_uuid, content
+    contents = msgpack.Unpacker(BytesIO(request.packed), strict_map_key=False)
+    for content in contents:
+        uuid = UUID(bytes=content["request_uuid"])
+        if uuid not in seen:
+            seen.add(uuid)
+            yield uuid, content
 
 
 def open_strictly(
@@ -207,9 +208,7 @@ def _check_index(opened: OpenedLog, settled: Sequence[Journaled]) -> None:
     """The duplicate index covers the newest entries, with Postgres down too."""
     newest = {each.request_uuid: each.command_id for each in settled}
     for each in settled[-DEDUP_WINDOW:]:
-        known = opened.index.get(each.request_uuid.int)
-        assert known is not None
-        assert known.command_id == newest[each.request_uuid]
+        assert opened.index.get(each.request_uuid.int) == newest[each.request_uuid]
 
 
 class Died(Exception):
