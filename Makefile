@@ -11,13 +11,14 @@ SETUP := pyproject.toml deploy/setup.sh
 SERVING := .venv/serve.stamp
 DEVELOPING := .venv/develop.stamp
 TOOLS := .venv-tools/stamp
+BENCHMARKING := .venv-bench/stamp
 
 # Further arguments: `make serve ARGS="--port 9000"`, `make test ARGS="-k recovery"`.
 ARGS :=
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: serve
 serve: $(SERVING) ## Run the service with its embedded PostgreSQL (JOURNAL_* variables or ARGS set it up)
@@ -65,9 +66,17 @@ crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its da
 crash-states: $(DEVELOPING) ## Recover 200,000 crash states (CRASH_STATES=N; CRASH_SEED=N repeats a run)
 	@CRASH_STATES=$${CRASH_STATES:-200000} $(BIN)/pytest -s --log-level=CRITICAL tests/crash/test_crash_states.py $(ARGS)
 
+.PHONY: bench
+bench: $(BENCHMARKING) ## Measure everything side by side; fails when a ratio falls short (minutes)
+	@.venv-bench/bin/python -m bench --output bench/results/latest.json $(ARGS)
+
 .PHONY: bench-quick
-bench-quick: $(DEVELOPING) ## Measure the ratios of docs/performance.md in under a minute
-	@$(BIN)/python -m bench --rounds 2 --seconds 0.6 --ratio '*' $(ARGS)
+bench-quick: $(BENCHMARKING) ## Measure every ratio in less than a minute
+	@.venv-bench/bin/python -m bench --quick $(ARGS)
+
+.PHONY: bench-endurance
+bench-endurance: $(BENCHMARKING) ## Measure the journal before and after 10 million entries (minutes)
+	@.venv-bench/bin/python -m bench.endurance --output bench/results/endurance.json $(ARGS)
 
 .PHONY: lock
 lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer versions)
@@ -75,8 +84,8 @@ lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer 
 
 .PHONY: clean
 clean: ## Remove environments and caches; data is kept
-	@rm -rf .venv .venv-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
-	@find app tests alembic -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .venv .venv-tools .venv-bench bench/.servers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	@find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 $(SERVING): deploy/locks/serve.txt $(SETUP)
 	@sh deploy/setup.sh serve
@@ -85,6 +94,11 @@ $(SERVING): deploy/locks/serve.txt $(SETUP)
 $(DEVELOPING): deploy/locks/develop.txt deploy/locks/serve.txt $(SETUP)
 	@sh deploy/setup.sh develop
 	@touch $@ $(SERVING)
+
+$(BENCHMARKING): deploy/locks/bench.txt bench/setup.sh $(SETUP)
+	@sh deploy/setup.sh bench
+	@sh bench/setup.sh
+	@touch $@
 
 $(TOOLS): deploy/locks/tools.txt $(DEVELOPING)
 	@$(BIN)/python -m venv --clear .venv-tools

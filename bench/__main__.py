@@ -1,7 +1,6 @@
 """`python -m bench`: the whole benchmark, or what is chosen of it. Exits with 1 on a lost ratio."""
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +19,14 @@ from bench.contestants.recovery import Recovery
 from bench.contestants.redis import Redis
 from bench.contestants.replication import Replication
 from bench.contestants.starting import Starting
+from bench.machine import Others
 from bench.ratios import RATIOS, rows_of
 from bench.report import as_text, report
 from bench.rounds import Benchmark, chosen
+from bench.scratch import scratch_directory
 
-RESULTS: Final = Path(__file__).with_name("results")
+# The log of the journal that has no Postgres is kept whole.
+_NEEDED_BYTES: Final = 16 << 30
 
 
 def contestants() -> list[Contestant]:
@@ -47,20 +49,22 @@ def contestants() -> list[Contestant]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="How often each row has a slice.")
-@click.option("--seconds", default=2.0, show_default=True, help="How long a slice is measured.")
+@click.option("--quick", is_flag=True, help="The ratios alone, in less than a minute.")
+@click.option("--rounds", type=int, help="How often each row has a slice (5; quick: 2).")
+@click.option("--seconds", type=float, help="How long a slice is measured (2; quick: 0.4).")
 @click.option("--only", multiple=True, metavar="GLOB", help="Rows to measure; may be repeated.")
 @click.option("--ratio", multiple=True, metavar="GLOB", help="Ratios to measure; may be repeated.")
-@click.option("--slow-rounds", type=int, help="In how many of the rounds slow rows take part.")
 @click.option("--list", "listing", is_flag=True, help="Name the rows and the ratios.")
+@click.option("--directory", type=click.Path(path_type=Path), help="Where data goes meanwhile.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write the JSON.")
 def main(
-    rounds: int,
-    seconds: float,
+    quick: bool,
+    rounds: int | None,
+    seconds: float | None,
     only: tuple[str, ...],
     ratio: tuple[str, ...],
     listing: bool,
-    slow_rounds: int | None,
+    directory: Path | None,
     output: Path | None,
 ) -> None:
     """Measure the journal beside the disk, a null server and what users would pick instead."""
@@ -72,16 +76,21 @@ def main(
         for item in RATIOS:
             click.echo(f"--ratio {item.name:16} {item.what}")
         return
+    rounds = rounds or (2 if quick else 5)
+    seconds = seconds or (0.4 if quick else 2.0)
+    if quick and not only and not ratio:
+        ratio = ("*",)
     wanted = [*only, *rows_of(RATIOS, ratio)] or ["*"]
     names = chosen(everybody, wanted)
-    with tempfile.TemporaryDirectory(prefix="journal-bench-") as directory:
-        with Benchmark(everybody, names, Path(directory)) as benchmark:
+    with scratch_directory(directory, _NEEDED_BYTES) as scratch:
+        with Benchmark(everybody, names, scratch) as benchmark:
             benchmark.warm_up(seconds / 4)
+            others = Others(scratch)
             measured = [
-                benchmark.round(seconds, slow=slow_rounds is None or number < slow_rounds)
-                for number in range(rounds)
+                benchmark.round(seconds, slow=not quick or number == 0) for number in range(rounds)
             ]
-        found = report(benchmark.rows, measured, RATIOS, seconds, benchmark.absent)
+            share = others.share()
+        found = report(benchmark.rows, measured, RATIOS, seconds, benchmark.absent, share)
     click.echo(as_text(found))
     if output:
         output.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")

@@ -16,7 +16,8 @@ _TIMESTAMP_MS: Final = 1_703_462_400_000
 
 def entry(request_uuid: UUID, command_type: str = "CreateOrder") -> dict[str, Any]:
     """One entry, as a client writes it in MessagePack."""
-    digest = {"next_order_id": 1, "next_trade_id": 2, "l2_seq": 3, "symbols": {"ES": {"bids": 10}}}
+    book = {"bids": 10, "asks": 12, "best_bid": "5012.25", "best_ask": "5012.50"}
+    digest = {"next_order_id": 1, "next_trade_id": 2, "l2_seq": 3, "symbols": {"ES": book}}
     return {
         "request_uuid": request_uuid.bytes,
         "received_ts_ms": _TIMESTAMP_MS,

@@ -94,6 +94,9 @@ class _Measured:
         """Over what was acknowledged between the warm-up and the end."""
         start = self.started + self._job.warm_s
         until = min(self.until, self.ends[-1])
+        if not any(start <= end <= until for end in self.ends):
+            # It stalled all the time: that is what was measured.
+            until = self.ends[-1]
         kept = [
             latency
             for end, latency in zip(self.ends, self.latencies, strict=True)

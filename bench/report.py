@@ -1,7 +1,5 @@
 """What a run has shown: as a table, and as JSON."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from bench.contestant import Row
+from bench.machine import machine
 from bench.ratios import Ratio, Rounds, Verdict, judge
 
 
@@ -37,6 +36,7 @@ class Report(Struct, kw_only=True, frozen=True):
     lines: list[Line]
     verdicts: list[Verdict]
     absent: dict[str, str]
+    others_share: float = 0.0
 
     @property
     def short_of(self) -> list[Verdict]:
@@ -50,27 +50,35 @@ def report(
     ratios: Sequence[Ratio],
     seconds: float,
     absent: Mapping[str, str],
+    others_share: float,
 ) -> Report:
     """Sum up the rounds, and judge the ratios."""
     return Report(
-        machine=_machine(),
+        machine=machine(),
         rounds=len(rounds),
         seconds=seconds,
         lines=[_line(row, rounds) for row in rows],
         verdicts=[judge(ratio, rounds) for ratio in ratios],
         absent=dict(absent),
+        others_share=others_share,
     )
 
 
 def as_text(found: Report) -> str:
     """The tables."""
-    lines = [f"{found.rounds} rounds of {found.seconds:g} s a row: median (lowest to highest)", ""]
+    lines = []
+    if found.lines:
+        title = f"{found.rounds} rounds of {found.seconds:g} s a row: median (lowest to highest)"
+        lines = [title, ""]
     lines += [
         f"{line.label:58} " + "   ".join(map(_metric, line.metrics.items())) for line in found.lines
     ]
     lines += [f"{name}: left out, {reason}" for name, reason in found.absent.items()]
     lines += ["", "ratios, computed in each round: median (lowest to highest)", ""]
     lines += [_ratio(verdict) for verdict in found.verdicts]
+    lines += ["", f"others took {found.others_share:.0%} of the machine meanwhile"]
+    if found.others_share > _QUIET_SHARE:
+        lines.append("that is too much to conclude anything: measure on an idle machine")
     return "\n".join(lines)
 
 
@@ -92,6 +100,7 @@ def _metric(item: tuple[str, Spread]) -> str:
     return f"{title} {middle} ({lowest} to {highest})"
 
 
+_QUIET_SHARE = 0.05
 _TITLES = {
     "entries_per_s": ("entries/s", 0),
     "mb_per_s": ("MB/s", 0),
@@ -108,12 +117,3 @@ def _ratio(verdict: Verdict) -> str:
     word = "ok" if verdict.met else "FALLS SHORT"
     spread = f"{verdict.median:.2f} ({verdict.lowest:.2f} to {verdict.highest:.2f})"
     return f"{start} {verdict.bound:>8}  {spread:24} {word}"
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-    }

@@ -5,9 +5,10 @@
 #   serve.txt    what `make serve` needs: the service, the embedded PostgreSQL, the build backend
 #   image.txt    what the container image runs: the service alone
 #   build.txt    the build backend alone
+#   bench.txt    what `make bench` needs: the service, the embedded PostgreSQL, clients, the plot
 #   tools.txt    what this script and `make lint-docker` run
 #
-# All but the last are cut from develop.txt, so a version is the same wherever it appears. They hold for
+# All but the last take from develop.txt what it has, so a version is the same wherever it appears. They hold for
 # every platform, from the oldest Python that pyproject.toml allows; no host is named in them.
 set -eu
 cd "$(dirname "$0")/.."
@@ -45,6 +46,8 @@ compile develop.txt pyproject.toml "$build_requires" --extra embedded --group de
 compile serve.txt pyproject.toml "$build_requires" --extra embedded --constraint "$locks/develop.txt"
 compile image.txt pyproject.toml --constraint "$locks/develop.txt"
 compile build.txt "$build_requires" --constraint "$locks/develop.txt"
+compile bench.txt pyproject.toml "$build_requires" --extra embedded --group bench \
+    --constraint "$locks/develop.txt"
 compile tools.txt --group tools
 
 if grep -nE '://|--(index|extra-index|find-links)' "$locks"/*.txt; then

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make .venv from a lock: `sh deploy/setup.sh serve` or `sh deploy/setup.sh develop`.
+# Make .venv from a lock: `sh deploy/setup.sh serve` or `sh deploy/setup.sh develop`; or .venv-bench:
+# `sh deploy/setup.sh bench`.
 #
 # Needs Python 3.11 to 3.14. Where Debian or Ubuntu ship it without its venv module, that is installed with
 # apt. Packages come from wherever pip is configured to get them, and only with the hashes in the lock.
@@ -10,8 +11,9 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-lock=${1:?usage: setup.sh serve|develop}
+lock=${1:?usage: setup.sh serve|develop|bench}
 venv=.venv
+[ "$lock" != bench ] || venv=.venv-bench
 [ -f "deploy/locks/$lock.txt" ] || die "there is no lock deploy/locks/$lock.txt"
 
 is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; }

@@ -8,19 +8,27 @@ a share of the machine.
 import math
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
+
 from bench.contestant import Metrics, Round, Row, Server, free_port, put_on, wait_for
 from bench.load import Job
 
 # Port 1 is nobody's: each try to connect is refused at once.
 NO_POSTGRES: Final = "postgresql://nobody@127.0.0.1:1/nothing"
-WITHOUT_REPLICATION: Final = {"DATABASE_URL": NO_POSTGRES, "ALLOW_NEW_WAL": "true"}
+_REPLICATION: Final = "app.replication.process"
+WITHOUT_REPLICATION: Final = {
+    "DATABASE_URL": NO_POSTGRES,
+    "ALLOW_NEW_WAL": "true",
+    # Or stopping would wait for that Postgres.
+    "SHUTDOWN_TIMEOUT_S": "0",
+}
 
 
 class Service:
@@ -35,11 +43,6 @@ class Service:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The supervisor's process id."""
-        return self._server.pid
 
     def launch(self, scratch: Path) -> None:
         """Start it on the data directory of its name below `scratch`."""
@@ -62,9 +65,29 @@ class Service:
         with urlopen(f"{self.url}/flush", data=b"", timeout=600):
             pass
 
+    @property
+    def worker(self) -> psutil.Process:
+        """The process that owns the log: the one that listens."""
+        return self._process(
+            lambda process: any(
+                connection.laddr.port == self.port for connection in process.net_connections("tcp")
+            )
+        )
+
+    @property
+    def replication(self) -> psutil.Process:
+        """The process that fills Postgres."""
+        return self._process(lambda process: _REPLICATION in process.cmdline())
+
     def stop(self) -> None:
         """Stop it, cleanly where that can be."""
         self._server.stop()
+
+    def _process(self, condition: Callable[[psutil.Process], bool]) -> psutil.Process:
+        for process in psutil.Process(self._server.pid).children(recursive=True):
+            if condition(process):
+                return process
+        raise RuntimeError(f"{self._server.name} has no such process")
 
     def _is_ready(self) -> bool:
         self._server.check()

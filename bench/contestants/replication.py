@@ -15,8 +15,6 @@ from time import perf_counter
 from typing import Any, Final
 from uuid import uuid4
 
-import psutil
-
 from app.replication import migrations
 from app.replication.connection import SINK_LIMITS, open_connection
 from app.replication.postgres import CREATE_STAGING, Sink
@@ -31,7 +29,6 @@ from bench.records import prepared
 _TRANSACTION_ENTRIES: Final = 1000
 _REQUEST_ENTRIES: Final = 100
 _ENTRIES_PER_S: Final = 20_000
-_MODULE: Final = "app.replication.process"
 Statement = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
@@ -105,7 +102,7 @@ class Replication:
         return metrics
 
     def _catch_up(self, turn: Round) -> Metrics:
-        process = self._process()
+        process = self._replicating.replication
         process.send_signal(signal.SIGSTOP)
         try:
             entries = self._journal(turn)
@@ -126,12 +123,6 @@ class Replication:
             sends=_entries(turn) // _REQUEST_ENTRIES,
         )
         return turn.generator.run(job).entries
-
-    def _process(self) -> psutil.Process:
-        for process in psutil.Process(self._replicating.pid).children(recursive=True):
-            if _MODULE in process.cmdline():
-                return process
-        raise RuntimeError("there is no replication process")
 
     def _copy(self, turn: Round) -> Metrics:
         return asyncio.run(_drive(self._bare_url, _entries(turn)))
