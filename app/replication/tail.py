@@ -9,9 +9,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from app.errors import CorruptionError, ReplicationRefused
+from app.wal.decoding import decode_record
 from app.wal.files import FileSystem
 from app.wal.reader import SegmentReader
-from app.wal.record import Batch, decode_record
+from app.wal.record import Batch
 from app.wal.segments import list_segments, segment_start
 
 _MAX_CHUNK_BYTES: Final = 16 << 20

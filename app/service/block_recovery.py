@@ -15,9 +15,10 @@ from app.chain.store import CommitmentStore
 from app.errors import CorruptionError, DatabaseUnavailable, StartRefused
 from app.replication.block_reader import BlockReader
 from app.service.blocks import block_commands
+from app.wal.decoding import decode_record
 from app.wal.files import FileSystem
 from app.wal.reader import Frame, SegmentReader, segment_of
-from app.wal.record import Batch, decode_record
+from app.wal.record import Batch
 from app.wal.segments import Segment
 
 _log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from typing import Final
 from app.chain.store import StoredBlock
 from app.errors import CorruptionError
 from app.model.entry import Entry
+from app.wal.decoding import decode_raw, decode_record
 from app.wal.files import FileSystem
 from app.wal.reader import SegmentReader
-from app.wal.record import Batch, Genesis, RawBatch, decode_raw, decode_record
+from app.wal.record import Batch, Genesis, RawBatch
 from app.wal.segments import Segment, list_segments
 
 _log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from app.wal.decoding import decode_raw, decode_record
 from app.wal.files import FileSystem
 from app.wal.record import (
     FRAME_BYTES,
@@ -18,8 +19,6 @@ from app.wal.record import (
     Genesis,
     RawBatch,
     crc_matches,
-    decode_raw,
-    decode_record,
     unpack_frame,
 )
 from app.wal.segments import Segment

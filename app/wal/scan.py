@@ -12,10 +12,11 @@ from typing import Final
 
 from app.errors import CorruptionError, StartRefused
 from app.wal.checkpoint import Checkpoint
+from app.wal.decoding import request_key
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
 from app.wal.reader import Fault, FaultKind, Frame, SegmentReader, decode_frame, segment_of
-from app.wal.record import FORMAT, Genesis, RawBatch, request_key
+from app.wal.record import FORMAT, Genesis, RawBatch
 from app.wal.segments import Segment, list_segments
 
 _SAMPLE_ENTRIES: Final = 1024
