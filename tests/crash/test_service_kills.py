@@ -1,13 +1,18 @@
 """The service is killed with SIGKILL, again and again, while a whole feed is replayed into it."""
 
-import json
 from pathlib import Path
 from random import Random
 
 import psutil
 import pytest
 
-from tests.support.feed_audit import Feed, assert_exactly_once, assert_in_order, read_acks
+from tests.support.feed_audit import (
+    Feed,
+    assert_exactly_once,
+    assert_in_order,
+    read_acks,
+    read_kept_from,
+)
 from tests.support.http_entries import flush
 from tests.support.kill_moments import (
     Moment,
@@ -38,12 +43,6 @@ def await_point(replay: ReplayProcess, point: int) -> None:
     assert replay.is_running, "the replay ended before the last kill"
 
 
-def read_kept_from(service: Service) -> int:
-    """The offset before which the log may have been given back."""
-    checkpoint = json.loads((service.data_dir / "checkpoint.json").read_bytes())
-    return int(checkpoint["retained_offset"])
-
-
 def kill_in_recovery(service: Service, rng: Random) -> None:
     """Start the service and kill it before it is ready; once more where that comes too late."""
     for _ in range(RECOVERY_ATTEMPTS):
@@ -62,7 +61,7 @@ def audit(service: Service, feed: Feed, replay: ReplayProcess, url: str, in_flig
     with service.client() as client:
         checkpoint = flush(client, 60)
         assert client.get("/readyz").status_code == 200
-    kept_from = read_kept_from(service)
+    kept_from = read_kept_from(service.data_dir)
     assert "Traceback" not in service.log
     acks = read_acks(replay.acks_path)
     assert_exactly_once(feed, acks, service.data_dir / "wal", url, kept_from)
@@ -126,5 +125,5 @@ def test_the_whole_feed_survives_kills_of_the_worker_alone_while_the_log_is_give
                 assert gone, "the replication process outlived its parent"
                 service.start()
             audit(service, feed, replay, database_url, in_flight=1)
-        assert read_kept_from(service) > 10 * SEGMENT_BYTES
+        assert read_kept_from(service.data_dir) > 10 * SEGMENT_BYTES
         assert min(path.stem for path in (service.data_dir / "wal").glob("*.wal")) > "0" * 20

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ def read_acks(path: Path) -> list[Ack]:
     return [
         Ack(UUID(uuid), int(command_id)) for uuid, command_id in (line.split() for line in lines)
     ]
+
+
+def read_kept_from(data_dir: Path) -> int:
+    """The offset before which the log may have been given back."""
+    checkpoint = json.loads((data_dir / "checkpoint.json").read_bytes())
+    return int(checkpoint["retained_offset"])
 
 
 def journaled(wal_dir: Path, kept_from: int = 0) -> dict[int, dict[str, object]]:
