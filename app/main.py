@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from threading import Timer
 from typing import Any, Final
 
@@ -220,7 +220,9 @@ def _listen_to_supervisor(journal: Journal, access: Access, opening: "asyncio.Ta
     async def drain() -> None:
         await opening
         await journal.close()
-        os.kill(int(supervisor), DRAINED_SIGNAL)
+        if parent.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(int(supervisor), DRAINED_SIGNAL)
         linger = Timer(_LINGER_S, os._exit, (0,))
         linger.daemon = True
         linger.start()
@@ -234,7 +236,8 @@ def _listen_to_supervisor(journal: Journal, access: Access, opening: "asyncio.Ta
     def orphaned() -> None:
         loop.remove_reader(parent.sentinel)
         _log.critical("the supervisor is gone, stopping")
-        signal.raise_signal(signal.SIGTERM)
+        # Not the server's own stop: it waits for connections that may never end.
+        begin()
 
     loop.add_reader(parent.sentinel, orphaned)
     loop.add_signal_handler(DRAIN_SIGNAL, begin)

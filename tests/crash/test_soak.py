@@ -48,7 +48,7 @@ def directory() -> Iterator[Path]:
     """Not below pytest's own directory: the path of a Unix socket is limited to about 100 bytes."""
     path = Path(tempfile.mkdtemp(prefix="journal-soak-"))
     yield path
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.copy(path/"data.log", "/tmp/postgres-faults/soak.log"); shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.timeout(SECONDS + 600)
@@ -120,12 +120,12 @@ def _kill_at_random(service: SoakService, clients: Clients, rng: Random, duratio
         for ending in rng.sample(sorted(endings), len(endings)):
             for victim in rng.sample(sorted(victims), rng.randrange(1, len(victims))):
                 await_requests(clients, rng.randrange(1, 60))
-                print("kill", victim)
+                print("kill", victim)  # noqa: T201 - shown with a failure
                 victims[victim]()
                 if victim == "postgres":
                     break
             await_requests(clients, rng.randrange(1, 60))
-            print("end by", ending)
+            print("end by", ending)  # noqa: T201 - likewise
             endings[ending]()
             service.start()
             if monotonic() > deadline:
@@ -148,7 +148,7 @@ def _assert_flat(usages: list[Usage]) -> None:
     first, last = usages[:quarter], usages[-quarter:]
     memory = [median(usage.memory_bytes for usage in part) for part in (first, last)]
     descriptors = [median(usage.descriptors for usage in part) for part in (first, last)]
-    print("memory", memory, "descriptors", descriptors)
+    print("memory", memory, "descriptors", descriptors)  # noqa: T201 - likewise
     assert memory[1] <= memory[0] * MAX_GROWTH + MAX_GROWTH_BYTES, memory
     assert descriptors[1] <= descriptors[0] + 10, descriptors
 

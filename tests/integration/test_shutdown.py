@@ -195,8 +195,11 @@ def test_a_supervisor_that_is_killed_takes_the_worker_along_once_it_has_drained(
     worker = service.worker_pid
     with service.client() as client:
         accepted(post(client, json_entry()))
-    os.kill(service.pid, signal.SIGKILL)
-    wait_for(lambda: is_gone(worker), "the worker ends")
+        # Neither an idle connection nor a stream without an end keeps it.
+        with service.client() as reader, reader.stream("GET", "/blocks/stream") as stream:
+            assert stream.status_code == 200
+            os.kill(service.pid, signal.SIGKILL)
+            wait_for(lambda: is_gone(worker), "the worker ends")
     assert count(database_url) == 1
     service.wait()
     service.start()

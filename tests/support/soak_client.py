@@ -38,7 +38,7 @@ class Sent(NamedTuple):
     """A request of a ledger: the numbers of its entries, and the first `command_id` once acked."""
 
     first: int
-    count: int
+    entries: int
     command_ids: list[int]
 
 
