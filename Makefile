@@ -78,6 +78,14 @@ bench-quick: $(BENCHMARKING) ## Measure every ratio in less than a minute
 bench-endurance: $(BENCHMARKING) ## Measure the journal before and after 10 million entries (minutes)
 	@.venv-bench/bin/python -m bench.endurance --output bench/results/endurance.json $(ARGS)
 
+.PHONY: bench-faults
+bench-faults: $(DEVELOPING) ## Measure what clients notice of a Postgres that hangs (2 minutes)
+	@$(BIN)/python -m bench.postgres_hung $(ARGS)
+
+.PHONY: soak
+soak: $(DEVELOPING) ## Kill every process at random under mixed load for ten minutes (SOAK_SECONDS)
+	@SOAK_SECONDS=$${SOAK_SECONDS:-600} $(BIN)/pytest -s tests/crash/test_soak.py $(ARGS)
+
 .PHONY: lock
 lock: $(DEVELOPING) $(TOOLS) ## Resolve deploy/locks again (UPGRADE=1 for newer versions)
 	@UPGRADE=$(UPGRADE) sh deploy/lock.sh
