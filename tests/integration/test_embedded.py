@@ -159,6 +159,29 @@ def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
     assert not runs(server)
 
 
+def test_a_server_that_was_killed_is_started_again_under_the_same_url(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    """As the kernel does where memory runs out; twice, since once may be luck."""
+    url = postgres.start()
+    query(url, "CREATE TABLE kept ()")
+    for _ in range(2):
+        before = postmaster(data_dir)
+        before.kill()
+        assert eventually(lambda: not runs(before))  # noqa: B023
+        assert eventually(lambda: answers(url))
+        assert query(url, "SELECT count(*) FROM kept") == 0
+    postgres.stop()
+    assert not answers(url)
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(query(url, "SELECT true"))
+    except (OSError, asyncpg.PostgresError):
+        return False
+
+
 def test_a_pid_file_that_names_another_process_is_not_believed(
     data_dir: Path, postgres: EmbeddedPostgres
 ) -> None:
