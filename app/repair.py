@@ -15,13 +15,22 @@ from app.wal.segments import list_segments
 from app.wal.sync import FdatasyncSyncer
 
 
-def run(settings: Settings, database_url: str, confirm: Callable[[str], None]) -> str:
+def run(
+    settings: Settings,
+    database_url: str,
+    confirm: Callable[[str], None],
+    files: FileSystem | None = None,
+) -> str:
     """Look at the log and cut its tail, if it is one; returns a line that says what was done.
 
     `confirm` is given the evidence and what would be cut, and raises to stop it. Raises
-    `CorruptionError` for anything that is not a tail; nothing is changed then.
+    `CorruptionError` for anything that is not a tail, `StartRefused` where there is no log, and
+    `WalLocked` while a service runs on it; nothing is changed then. After a crash in the middle it
+    may be run again.
     """
-    files = FileSystem()
+    files = files or FileSystem()
+    if not files.exists(settings.wal_dir):
+        raise StartRefused(f"{settings.wal_dir} does not exist: there is nothing to repair")
     lock = lock_wal(files, settings)
     try:
         if not list_segments(files, settings.wal_dir):
@@ -39,7 +48,7 @@ def run(settings: Settings, database_url: str, confirm: Callable[[str], None]) -
             raise corruption(scan, evidence)
         if verdict is Verdict.CLEAN:
             return f"the log ends cleanly at offset {scan.end}: there is nothing to repair"
-        confirm(_describe(scan, evidence))
+        confirm(_describe(scan, evidence, was_asked=held is not None))
         aside = cut_tail(files, scan, FdatasyncSyncer(files))
         return f"cut at offset {scan.end} and synced; what was cut is in {aside}"
     finally:
@@ -51,12 +60,13 @@ async def _ask(database_url: str, environment: str) -> EnvironmentSummary | None
         return await ask_postgres(reader)
 
 
-def _describe(scan: Scan, evidence: Evidence) -> str:
+def _describe(scan: Scan, evidence: Evidence, *, was_asked: bool) -> str:
     last = scan.segments[-1]
     reason = scan.fault.reason if scan.fault else "no fault"
+    unasked = "" if was_asked else " Postgres, which might know of more, could not be asked."
     return (
         f"{last.path}: the log is good up to offset {scan.end}; there {reason}.\n"
         f"The highest offset that is known to have been durable is {evidence.offset} "
-        f"({evidence.source}), and no valid record follows the fault.\n"
+        f"({evidence.source}), and no valid record follows the fault.{unasked}\n"
         f"{last.end - scan.end} bytes would be copied aside and cut off."
     )

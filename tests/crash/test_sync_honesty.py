@@ -113,15 +113,23 @@ def test_nothing_is_acknowledged_or_replicated_before_the_sync_of_its_record_has
         assert _is_synced_between(calls, service.data_dir / "wal", named.ended, first), start
 
 
+@pytest.mark.parametrize("end", ["killed", "a sync failed"])
 def test_recovery_writes_the_last_record_again_and_syncs_it_before_anything_is_built_upon_it(
-    tmp_path: Path, database_url: str
+    tmp_path: Path, database_url: str, end: str
 ) -> None:
     nowhere = f"postgresql:///postgres?host={tmp_path}"
     with traced(tmp_path, database_url, ALLOW_NEW_WAL="true") as service:
         wrapper, service.wrapper = service.wrapper, ()
-        service.start(DATABASE_URL=nowhere)
-        send_until(service, lambda number: number > 20)
-        service.kill()
+        if end == "killed":
+            service.start(DATABASE_URL=nowhere)
+            send_until(service, lambda number: number > 20)
+            service.kill()
+        else:
+            trace(service, tmp_path / "first", "fdatasync:error=EIO:when=10")
+            service.start(DATABASE_URL=nowhere)
+            send_until(service, lambda number: number > 1000)
+            assert service.wait() != 0
+            assert "Input/output error" in service.log
         *_, last = read_wal(service.data_dir / "wal")
         service.wrapper = wrapper
         service.start()

@@ -241,6 +241,35 @@ def test_without_any_progress_a_log_whose_beginning_was_given_back_is_refused(
     assert "the beginning of the log was given back" in message
 
 
+# -- a checkpoint that does not fit a log whose beginning was given back ---------------------------
+
+punched = pytest.mark.parametrize("kept_from", [0, 2, 4])
+
+
+@punched
+def test_a_checkpoint_ahead_of_the_log_is_refused_whatever_was_given_back(
+    wal: WrittenWal, kept_from: int
+) -> None:
+    kept = wal.records[kept_from].offset
+    give_back(wal, kept)
+    wal.checkpoint(wal.end + 1, retained_offset=kept if kept_from else 0)
+    error = refusal(wal)
+    assert (error.segment, error.offset) == (wal.genesis[1].path.name, wal.end)
+    assert f"the checkpoint shows that it was durable up to {wal.end + 1}" in error.reason
+
+
+@punched
+@pytest.mark.parametrize("field", ["environment", "wal_id"])
+def test_a_checkpoint_of_another_is_refused_whatever_was_given_back(
+    wal: WrittenWal, kept_from: int, field: str
+) -> None:
+    kept = wal.records[kept_from].offset
+    give_back(wal, kept)
+    wal.checkpoint(wal.end, retained_offset=kept if kept_from else 0, **{field: "b" * 32})
+    message = refused_start(wal) if field == "environment" else str(refusal(wal))
+    assert "b" * 32 in message
+
+
 # -- where the ids go on --------------------------------------------------------------------------
 
 
