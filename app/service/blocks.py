@@ -6,13 +6,14 @@ prepared and not applied leaves no trace: store and next block are built on what
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.chain.header import NO_SIGNER, Delegation, Header, Roots
 from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
 from app.chain.store import BlockCommand, CommitmentStore, Seen
-from app.errors import DiskFull, OutsideWindow
+from app.errors import DiskFull, OutsideWindow, StoreFailed, StoreFull
 from app.model.entry import Entry
 
 _log = logging.getLogger(__name__)
@@ -163,14 +164,25 @@ class BlockProducer:
         return None if leaf is None else self.store.height_of_leaf(leaf[0])
 
     def sync(self) -> int:
-        """Make the store durable; returns up to where it then needs no log. Any thread."""
-        end = self._applied_end
-        self.store.sync(Seen(self._wal_id, end))
+        """Make the store durable; returns up to where it then needs no log. Any thread.
+
+        Raises `DiskFull` when it can't be written now: the next batch opens it anew.
+        """
+        end, store = self._applied_end, self.store
+        try:
+            store.sync(Seen(self._wal_id, end))
+        except StoreFull:
+            self._starved = True
+            raise
+        except StoreFailed as error:
+            if self._starved or store is not self.store:
+                raise DiskFull("the commitment store waits for room") from error
+            raise
         return end
 
     def close(self) -> None:
-        """Make the store durable and close it."""
-        if not self._starved:
+        """Make the store durable and close it. What has no room is derived again from the log."""
+        with suppress(DiskFull):
             self.sync()
         self.store.close()
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 from msgspec.structs import replace
 
@@ -22,9 +22,14 @@ from app.errors import CorruptionError, DiskFull
 from app.replication.link import Progressed
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
+from app.wal.log import NO_ROOM
+from app.wal.reserve import Reserve
 from app.wal.retention import give_back
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 _PAUSE_S: Final = 0.1
 _RETRY_S: Final = 1.0
@@ -38,7 +43,8 @@ class CheckpointKeeper:
     `current` is what is on disk, or where recovery found things at start.
 
     `keep_from` gives the lowest offset that is needed for other reasons than replication;
-    `sync_commitments` makes the commitment store durable and gives the offset it then reaches.
+    `sync_commitments` makes the commitment store durable and gives the offset it then reaches;
+    `reserve` is room for all this on a full volume.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class CheckpointKeeper:
         on_given_back: Callable[[int], None],
         sync_commitments: Callable[[], int] | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self.current = start
         self._files = files
@@ -59,6 +66,7 @@ class CheckpointKeeper:
         self._keep_from = keep_from
         self._sync_commitments = sync_commitments
         self._on_fatal = on_fatal
+        self._reserve = reserve
         self._on_given_back = on_given_back
         self._wanted = start
         self._given_back = start.retained_offset
@@ -118,6 +126,7 @@ class CheckpointKeeper:
             self._on_fatal(error)
 
     async def _run(self) -> None:
+        await self._keep_reserve()
         while not self._stopping:
             await self._moved.wait()
             self._moved.clear()
@@ -133,21 +142,16 @@ class CheckpointKeeper:
     async def _write(self) -> bool:
         """Write the checkpoint if it has moved, and give back behind it.
 
-        False when it could not be written.
+        False when something of it is to be tried again.
         """
         retained = self._retain(self._wanted)
-        try:
-            if self._sync_commitments and retained > self.current.retained_offset:
-                # What the store has not made durable itself can only be derived again from the log.
-                synced = await asyncio.to_thread(self._sync_commitments)
-                retained = retained if retained <= synced else self.current.retained_offset
-        except DiskFull as error:
-            _log.error("can't sync the commitment store, trying again: %s", error)
-            return False
+        durable = retained <= self.current.retained_offset or await self._sync_up_to(retained)
+        if not durable:
+            retained = self.current.retained_offset
         wanted = replace(self._wanted, retained_offset=retained)
         if wanted != self.current or not self._files.exists(self._path):
             try:
-                await asyncio.to_thread(write_checkpoint, self._files, self._path, wanted)
+                await self._with_room(write_checkpoint, self._files, self._path, wanted)
             except OSError as error:
                 _log.error("can't write %s, trying again: %s", self._path, error)
                 return False
@@ -157,7 +161,34 @@ class CheckpointKeeper:
         if self._given_back < wanted.retained_offset:
             failpoints.reach(failpoints.CHECKPOINT_WRITTEN)
             await self._give_back(wanted.retained_offset)
-        return True
+        return durable and await self._keep_reserve()
+
+    async def _sync_up_to(self, retained: int) -> bool:
+        """Let the commitment store need no log before `retained`; False when that can't be now.
+
+        What the store has not made durable itself can only be derived again from the log.
+        """
+        if self._sync_commitments is None:
+            return True
+        try:
+            return retained <= await self._with_room(self._sync_commitments)
+        except DiskFull as error:
+            _log.error("can't sync the commitment store, trying again: %s", error)
+            return False
+
+    async def _with_room(self, work: Callable[[*Args], T], *arguments: *Args) -> T:
+        """Do what must be done even when the volume is full: the reserve is for that."""
+        try:
+            return await asyncio.to_thread(work, *arguments)
+        except (DiskFull, OSError) as error:
+            full = isinstance(error, DiskFull) or error.errno in NO_ROOM
+            if not (full and self._reserve and await asyncio.to_thread(self._reserve.release)):
+                raise
+            _log.warning("the volume is full: the reserve is used, and no entries are taken")
+            return await asyncio.to_thread(work, *arguments)
+
+    async def _keep_reserve(self) -> bool:
+        return self._reserve is None or await asyncio.to_thread(self._reserve.keep)
 
     def _retain(self, wanted: Checkpoint) -> int:
         """From where on the log is to be kept: never back, and only in steps worth their while."""

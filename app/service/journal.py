@@ -35,6 +35,8 @@ from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log, ope
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
 from app.wal.files import FileSystem
+from app.wal.reserve import NAME as RESERVE_NAME
+from app.wal.reserve import Reserve
 from app.wal.segments import list_segments
 from app.wal.sync import open_syncer
 from app.wal.writer import Appended, Committed, Outcome, Reached, WalWriter
@@ -79,6 +81,7 @@ class Journal:
         self._keeper: CheckpointKeeper | None = None
         self._replication: ReplicationSupervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._reserve = Reserve(self._files, settings.data_dir / RESERVE_NAME)
         self._lock_fd: int | None = None
         self._durable_offset = 0
         self._durable_command_id = 0
@@ -107,6 +110,7 @@ class Journal:
         self._reader = Reader(dsn, settings.environment)
         held = await ask_postgres(self._reader)
         syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
+        self._reserve.release()  # opening a store on a full volume takes room
         store = await asyncio.to_thread(open_store, settings)
         opened = await asyncio.to_thread(
             open_log, self._files, settings, syncer, held, _now_ms, store
@@ -145,10 +149,14 @@ class Journal:
     def _reopen_store(self, wal_id: str) -> CommitmentStore:
         """On the writer's thread: open the store anew and apply what the log has beyond it."""
         store = open_store(self.settings)
-        segments = list_segments(self._files, self.settings.wal_dir)
-        kept_from = self._keeper.current.retained_offset if self._keeper else 0
-        start = max(store.wal_offset, kept_from, segments[0].start)
-        catch_up(self._files, LogExtent(segments, wal_id, start, segments[-1].end), store)
+        try:
+            segments = list_segments(self._files, self.settings.wal_dir)
+            kept_from = self._keeper.current.retained_offset if self._keeper else 0
+            start = max(store.wal_offset, kept_from, segments[0].start)
+            catch_up(self._files, LogExtent(segments, wal_id, start, segments[-1].end), store)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     def _start_parts(self, opened: OpenedLog, blocks: BlockProducer, dsn: str) -> None:
@@ -165,8 +173,10 @@ class Journal:
             self.metrics.hole_punched.inc,
             blocks.sync,
             stop_at_once,
+            self._reserve,
         )
         self._keeper.start()
+        opened.log.is_held_back = lambda: self._reserve.released
         self._writer = WalWriter(
             opened.log,
             opened.index,

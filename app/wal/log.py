@@ -20,7 +20,7 @@ from app.wal.sync import Syncer
 
 _log = logging.getLogger(__name__)
 
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Log:
@@ -48,6 +48,8 @@ class Log:
         self._environment = environment
         self._segment_bytes = segment_bytes
         self._now_ms = now_ms
+        self.is_held_back: Callable[[], bool] = lambda: False
+        """Whether what room there is on the volume is needed to give the log back."""
         self._open(segment)
 
     @property
@@ -60,6 +62,8 @@ class Log:
 
         Begins a new segment for it if need be.
         """
+        if self.is_held_back():
+            raise DiskFull("the volume of the WAL is full: what room there is gives the log back")
         filled = self.end - self._start
         if self._has_records and filled + size > self._segment_bytes:
             self._roll(first_command_id)
@@ -71,7 +75,7 @@ class Log:
         try:
             self._files.write(self._fd, record, at)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 raise WalFailed(
                     f"writing {self._path.name} at {self.end} failed: {error}"
                 ) from error
@@ -152,7 +156,7 @@ class Log:
         except OSError as error:
             # Once it has its name, what failed is a sync, and this segment must not grow any more.
             named = self._files.exists(directory / segment_name(self.end))
-            if named or error.errno not in _NO_ROOM:
+            if named or error.errno not in NO_ROOM:
                 raise WalFailed(f"beginning the segment at {self.end} failed: {error}") from error
             raise DiskFull("no room for a new segment on the volume of the WAL") from error
         self._cut(self.end - self._start)

@@ -5,6 +5,7 @@ import shutil
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 from uuid import UUID
 
@@ -108,11 +109,10 @@ def check_promise(
 
     The copy is made and recovered within this process; Postgres is asked where it can be reached.
     """
-    copy = data_dir.with_name(data_dir.name + ".copy")
-    shutil.rmtree(copy, ignore_errors=True)
     if not data_dir.exists():
         conversation.check({})
         return
+    copy = Path(mkdtemp(prefix="journal-copy-")) / "data"
     shutil.copytree(data_dir, copy)
     fields: dict[str, Any] = {name.lower(): value for name, value in settings.items()}
     recover_copy = load_settings({}, **fields, data_dir=copy, database_url=database_url)
@@ -122,7 +122,7 @@ def check_promise(
         known = found.setdefault(command_id, command)
         assert known["request_uuid"] == command["request_uuid"]
     conversation.check(found)
-    shutil.rmtree(copy)
+    shutil.rmtree(copy.parent)
 
 
 async def _ask(settings: Settings) -> EnvironmentSummary | None:

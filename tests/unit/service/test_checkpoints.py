@@ -2,16 +2,18 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from app.errors import DiskFull
 from app.replication.link import Progressed
 from app.service import checkpoints
 from app.service.checkpoints import CheckpointKeeper
 from app.wal.checkpoint import Checkpoint, read_checkpoint
 from app.wal.files import FileSystem
+from app.wal.reserve import Reserve
 from tests.support.faulty_files import Call, WatchedFiles, os_error
 from tests.support.wal_files import WrittenWal, make_settings, open_wal, write_wal
 
@@ -19,11 +21,17 @@ from tests.support.wal_files import WrittenWal, make_settings, open_wal, write_w
 class Kept:
     """A keeper on a real WAL of small segments; `limit` is what `keep_from` answers."""
 
-    def __init__(self, wal: WrittenWal, start: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        wal: WrittenWal,
+        start: Checkpoint | None = None,
+        sync_commitments: Callable[[], int] | None = None,
+    ) -> None:
         self.wal = wal
         self.files = WatchedFiles()
         self.limit = wal.end
         self.given_back: list[int] = []
+        self.reserve = Reserve(self.files, wal.settings.data_dir / "reserve")
         self.keeper = CheckpointKeeper(
             self.files,
             wal.settings.checkpoint_path,
@@ -31,6 +39,8 @@ class Kept:
             start or open_checkpoint(wal),
             lambda: self.limit,
             self.given_back.append,
+            sync_commitments,
+            reserve=self.reserve,
         )
         self.keeper.start()
 
@@ -216,3 +226,46 @@ async def test_a_missing_checkpoint_file_is_written_again(kept: Kept) -> None:
     kept.progressed(3)
     await kept.keeper.stop()
     assert kept.on_disk() == kept.keeper.current
+
+
+async def test_a_store_without_room_gives_nothing_back_but_the_checkpoint_follows(
+    tmp_path: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_RETRY_S", 0.01)
+    wal = write_wal(make_settings(tmp_path), [[1, 1, 1]] * 3)
+    has_room = asyncio.Event()
+
+    def sync() -> int:
+        if not has_room.is_set():
+            raise DiskFull("no room")
+        return wal.end
+
+    kept = Kept(wal, sync_commitments=sync)
+    await kept.reach(8)
+    assert kept.keeper.current.retained_offset == 0
+    assert kept.given_back == []
+    assert kept.reserve.released, "the log goes on although room is needed to give it back"
+    has_room.set()
+    await kept.keeper.stop()
+    assert kept.keeper.current.retained_offset == wal.end
+    assert kept.given_back
+    assert not kept.reserve.released
+
+
+async def test_on_a_full_volume_the_reserve_is_room_for_the_checkpoint_and_is_kept_again(
+    kept: Kept,
+) -> None:
+    reserve = kept.wal.settings.data_dir / "reserve"
+    await kept.reach(0)
+    assert reserve.stat().st_blocks * 512 >= 1 << 20
+
+    def fault(call: Call) -> Exception | None:
+        is_full = call.name == "checkpoint.json.tmp" and reserve.exists()
+        return os_error(errno.ENOSPC) if is_full else None
+
+    kept.files.fault = fault
+    await kept.reach(8)
+    await kept.keeper.stop()
+    assert kept.given_back
+    assert reserve.exists()
+    assert not kept.reserve.released

@@ -1,0 +1,96 @@
+"""A small volume runs full under load: 507, the service lives, and goes on when there is room."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.support.database import outage
+from tests.support.http_entries import flush
+from tests.support.postgres_cluster import Cluster
+from tests.support.promise import Conversation, check_promise
+from tests.support.service import Service
+from tests.support.small_volume import FileSystemKind, small_volume
+from tests.support.waiting import wait_for
+
+MIB: Final = 1 << 20
+ENTRY_BYTES: Final = 100_000
+SETTINGS: Final[dict[str, Any]] = {
+    "AUTO_MIGRATE": "false",
+    "WAL_SYNC": "fdatasync",
+    "WAL_SEGMENT_BYTES": MIB,
+    "DEDUP_WINDOW": 1,
+}
+# With and without blocks: then the commitment store runs out of room too.
+VOLUMES: Final = pytest.mark.parametrize(
+    ("kind", "block_commands"),
+    [(FileSystemKind.EXT4, "*"), (FileSystemKind.TMPFS, "TickSnapshot")],
+)
+
+
+def fill(conversation: Conversation, client: httpx.Client) -> None:
+    """Send until there is no room, and some more: smaller gaps are left than a record."""
+    wait_for(lambda: conversation.send(client) == 507, "the volume is full", interval_s=0)
+    for _ in range(20):
+        assert conversation.send(client) in (200, 507)
+
+
+def await_room(conversation: Conversation, client: httpx.Client) -> None:
+    """Go on sending until the service takes entries again, by itself, and then takes all."""
+    wait_for(lambda: conversation.send(client) == 200, "entries are taken again")
+    assert set(conversation.send_all(client, 5)) == {200}
+    assert client.get("/readyz").status_code == 200
+
+
+@VOLUMES
+def test_a_full_volume_is_answered_507_until_something_else_gives_it_room(
+    tmp_path: Path, database_url: str, kind: FileSystemKind, block_commands: str
+) -> None:
+    settings = {**SETTINGS, "BLOCK_COMMANDS": block_commands}
+    nowhere = "postgresql:///postgres?host=/nowhere"
+    with small_volume(tmp_path, kind, 56) as volume:
+        ballast = volume / "ballast"
+        ballast.write_bytes(os.urandom(10 * MIB))
+        with Service(volume / "data", nowhere, ALLOW_NEW_WAL="true", **settings) as service:
+            service.log_path = tmp_path / "log"
+            service.start()
+            conversation = Conversation(entries=1, size=ENTRY_BYTES)
+            with service.client() as client:
+                fill(conversation, client)
+                assert client.get("/healthz").status_code == 200
+                ballast.unlink()
+                await_room(conversation, client)
+            assert "Traceback" not in service.log
+            service.kill()
+            check_promise(conversation, service.data_dir, nowhere, ALLOW_NEW_WAL="true", **settings)
+            service.start(DATABASE_URL=database_url)
+            with service.client() as client:
+                flush(client)
+
+
+@VOLUMES
+def test_a_volume_full_of_log_empties_itself_when_replication_catches_up(
+    tmp_path: Path,
+    cluster: Cluster,
+    database_url: str,
+    kind: FileSystemKind,
+    block_commands: str,
+) -> None:
+    settings = {**SETTINGS, "BLOCK_COMMANDS": block_commands}
+    with (
+        small_volume(tmp_path, kind, 56) as volume,
+        Service(volume / "data", database_url, **settings) as service,
+    ):
+        service.log_path = tmp_path / "log"
+        service.start()
+        conversation = Conversation(entries=1, size=ENTRY_BYTES)
+        with service.client() as client:
+            with outage(cluster, database_url):
+                fill(conversation, client)
+            await_room(conversation, client)
+            flush(client)
+        assert "Traceback" not in service.log
+        assert service.terminate() == 0
+        check_promise(conversation, service.data_dir, database_url, **settings)

@@ -1,0 +1,47 @@
+"""A file system of a few MiB, mounted for a test."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+
+
+class FileSystemKind(StrEnum):
+    """What a volume is made of."""
+
+    TMPFS = "tmpfs"
+    EXT4 = "ext4"
+    # Without extents there is no fallocate.
+    EXT3 = "ext3"
+
+
+@contextmanager
+def small_volume(directory: Path, kind: FileSystemKind, mib: int) -> Iterator[Path]:
+    """Mount a volume below `directory`, which is on disk. Skips where that is not allowed."""
+    mount_point = directory / "volume"
+    mount_point.mkdir()
+    source, options = "tmpfs", f"size={mib}m"
+    if kind is not FileSystemKind.TMPFS:
+        make = shutil.which(f"mkfs.{kind}") or pytest.skip(f"there is no mkfs.{kind}")
+        image = directory / "image"
+        with image.open("wb") as file:
+            file.truncate(mib << 20)
+        # Nothing is kept back for root.
+        subprocess.run([make, "-q", "-m", "0", str(image)], check=True, capture_output=True)
+        source, options = str(image), "loop"
+    mounted = subprocess.run(
+        ["mount", "-t", kind, "-o", options, source, str(mount_point)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a volume of {kind} can't be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
