@@ -17,13 +17,11 @@ from typing import Final, NamedTuple, Self
 import httpx
 import psutil
 
-from tests.support.database import query
 from tests.support.service import Service
 from tests.support.soak_client import read_ledger
 from tests.support.waiting import wait_for
 
 _ROOT: Final = Path(__file__).parents[2]
-_SINKS: Final = "SELECT pid FROM pg_stat_activity WHERE application_name = 'journal-replication'"
 
 
 class Usage(NamedTuple):
@@ -179,21 +177,32 @@ class SoakService(Service):
         with suppress(ProcessLookupError):
             os.kill(self.replication_pid, signal.SIGKILL)
 
+    # Whom to kill may just have died, or be started again.
+
     def kill_backend(self) -> None:
-        """Kill the backend that replication talks to; Postgres then ends all, and recovers."""
-        for [pid] in query(self.database_url, _SINKS):
-            os.kill(pid, signal.SIGKILL)
+        """Kill a backend that serves a connection; Postgres then ends all of them, and recovers."""
+        with suppress(OSError, psutil.NoSuchProcess):
+            for process in self._postmaster().children():
+                if "[local]" in " ".join(process.cmdline()):
+                    process.kill()
+                    return
 
     def kill_postgres(self) -> None:
-        """Kill the embedded server itself."""
-        pid_file = self.data_dir / "postgres" / "postmaster.pid"
-        os.kill(int(pid_file.read_text().split("\n", 1)[0]), signal.SIGKILL)
+        """Kill the embedded server itself; its keeper, if that lives, starts it again."""
+        with suppress(OSError, psutil.NoSuchProcess):
+            self._postmaster().kill()
 
     def kill_keeper(self) -> None:
-        """Kill the process that would stop the embedded server."""
-        for process in psutil.Process(self.worker_pid).children():
-            if "app.embedded" in process.cmdline():
-                process.kill()
+        """Kill the process that watches over the embedded server."""
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.worker_pid).children():
+                if "app.embedded" in process.cmdline():
+                    process.kill()
+                    return
+
+    def _postmaster(self) -> psutil.Process:
+        pid_file = self.data_dir / "postgres" / "postmaster.pid"
+        return psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
 
 
 def await_requests(clients: Clients, count: int) -> None:
