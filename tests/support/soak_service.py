@@ -149,6 +149,15 @@ class SoakService(Service):
     def __init__(self, data_dir: Path, **settings: object) -> None:
         super().__init__(data_dir, "embedded", **settings)
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.kill_postgres()  # whose keeper may be gone
+
     @property
     def database_url(self) -> str:
         """Where its embedded Postgres listens, as its replication process was told."""
@@ -181,7 +190,7 @@ class SoakService(Service):
 
     def kill_backend(self) -> None:
         """Kill a backend that serves a connection; Postgres then ends all of them, and recovers."""
-        with suppress(OSError, psutil.NoSuchProcess):
+        with suppress(OSError, ValueError, psutil.NoSuchProcess):
             for process in self._postmaster().children():
                 if "[local]" in " ".join(process.cmdline()):
                     process.kill()
@@ -189,7 +198,7 @@ class SoakService(Service):
 
     def kill_postgres(self) -> None:
         """Kill the embedded server itself; its keeper, if that lives, starts it again."""
-        with suppress(OSError, psutil.NoSuchProcess):
+        with suppress(OSError, ValueError, psutil.NoSuchProcess):
             self._postmaster().kill()
 
     def kill_keeper(self) -> None:
@@ -202,7 +211,10 @@ class SoakService(Service):
 
     def _postmaster(self) -> psutil.Process:
         pid_file = self.data_dir / "postgres" / "postmaster.pid"
-        return psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
+        process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
+        if str(self.data_dir) not in " ".join(process.cmdline()):
+            raise psutil.NoSuchProcess(process.pid)  # another one by now
+        return process
 
 
 def await_requests(clients: Clients, count: int) -> None:
