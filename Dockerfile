@@ -24,6 +24,15 @@ COPY app app
 RUN tools/bin/hatchling build --target wheel --directory dist && \
     tools/bin/pip --python /opt/journal/bin/python install --no-index --no-deps dist/*.whl
 
+# What the image runs, as a CycloneDX bill of materials.
+FROM build AS sbom
+COPY deploy/locks/tools.txt deploy/locks/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python -m venv /sbom/tools && \
+    /sbom/tools/bin/pip install --require-hashes --only-binary :all: --requirement deploy/locks/tools.txt && \
+    /sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+        --output-file /sbom/journal.cdx.json /opt/journal/bin/python
+
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="journal" \
       org.opencontainers.image.description="A durable write-ahead journal over HTTP/2, replicated into PostgreSQL" \
@@ -32,6 +41,7 @@ RUN groupadd --system --gid 10001 journal && \
     useradd --system --uid 10001 --gid journal --home-dir /data --no-create-home --shell /usr/sbin/nologin journal && \
     install --directory --owner journal --group journal --mode 0700 /data
 COPY --from=build /opt/journal /opt/journal
+COPY --from=sbom /sbom/journal.cdx.json /opt/journal/journal.cdx.json
 COPY deploy/healthcheck.py /opt/journal/healthcheck.py
 ENV PATH=/opt/journal/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -50,6 +50,16 @@ format: $(DEVELOPING) ## Format the code and mend what can be mended
 lint-docker: $(TOOLS) ## Check the Dockerfile
 	@.venv-tools/bin/hadolint Dockerfile
 
+.PHONY: audit
+audit: $(TOOLS) ## Look for known vulnerabilities in the locks (says so when it can't, offline)
+	@$(BIN)/python deploy/audit.py
+
+.PHONY: sbom
+sbom: $(TOOLS) ## Write dist/journal.cdx.json, the CycloneDX bill of materials of the image's lock
+	@mkdir -p dist
+	@.venv-tools/bin/python -W ignore .venv-tools/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/journal.cdx.json deploy/locks/image.txt
+
 .PHONY: image
 image: ## Build the container image (needs Docker)
 	@docker build --tag journal .

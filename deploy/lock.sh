@@ -6,7 +6,7 @@
 #   image.txt    what the container image runs: the service alone
 #   build.txt    the build backend alone
 #   bench.txt    what `make bench` needs: the service, the embedded PostgreSQL, clients, the plot
-#   tools.txt    what this script and `make lint-docker` run
+#   tools.txt    what this script, `make lint-docker`, `make audit` and `make sbom` run
 #
 # All but the last take from develop.txt what it has, so a version is the same wherever it appears. They hold for
 # every platform, from the oldest Python that pyproject.toml allows; no host is named in them.

@@ -150,6 +150,19 @@ def test_what_is_no_request_is_refused(service: Service, request_bytes: bytes, s
         assert connection.answer().startswith(b"HTTP/1.1 %d " % status)
 
 
+def test_a_websocket_header_that_is_not_ascii_ends_no_worker(service: Service) -> None:
+    """CVE-2026-42544."""
+    worker = service.worker_pid
+    with RawConnection(service.port) as connection:
+        connection.send(
+            b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            b"sec-websocket-protocol: \xff\xfe\r\n\r\n"
+        )
+        assert connection.received().startswith(b"HTTP/1.1 ")
+    assert service.worker_pid == worker
+
+
 def test_a_body_for_a_call_that_takes_none_is_refused(service: Service) -> None:
     with service.client() as client:
         assert client.post("/flush?timeout_s=0", content=bytes(1000)).status_code == 504
