@@ -23,7 +23,8 @@ class Others:
     """The share of the machine's time that went to other programs, or to other guests of its host.
 
     Ours are this process and what it has started, and what names `scratch` on its command line: a
-    PostgreSQL that has detached itself. The rest is measured from here on.
+    PostgreSQL that has detached itself. Of programs, time in user mode alone is counted: the
+    kernel's own threads work for us too.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -32,18 +33,17 @@ class Others:
 
     def share(self) -> float:
         """From 0 to 1, since the beginning."""
-        total, idle, ours = (
+        total, busy, ours = (
             after - before for after, before in zip(self._seconds(), self._before, strict=True)
         )
-        return max(0.0, total - idle - ours) / total if total else 0.0
+        return max(0.0, busy - ours) / total if total else 0.0
 
     def _seconds(self) -> tuple[float, float, float]:
-        """Of all cores together: all, idle, ours."""
+        """Of all cores together: all, what programs and other guests have used, and ours of it."""
         times = psutil.cpu_times()
         # What guests of this machine use is in `user` already.
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return total, idle, sum(map(_used, self._ours()))
+        total = sum(times) - times.guest - times.guest_nice
+        return total, times.user + times.nice + times.steal, sum(map(_used, self._ours()))
 
     def _ours(self) -> Iterator[psutil.Process]:
         roots = [psutil.Process(), *self._detached()]
@@ -64,9 +64,9 @@ def _below(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _used(process: psutil.Process) -> float:
-    """Its own time, and that of its children that have ended."""
+    """Its own time in user mode, and that of its children that have ended."""
     try:
         times = process.cpu_times()
     except psutil.Error:
         return 0.0
-    return float(times.user + times.system + times.children_user + times.children_system)
+    return float(times.user + times.children_user)

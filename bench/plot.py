@@ -31,6 +31,7 @@ PANELS: Final = (
             "journal-100-replicated",
             "postgres-100",
             "redis-pipelined",
+            "redis-pipelined-16",
         ),
     ),
 )

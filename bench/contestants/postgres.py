@@ -1,34 +1,55 @@
 """PostgreSQL, as a user would journal into it: direct inserts through asyncpg.
 
 The server is the service's embedded one with its default settings (`fsync` and `synchronous_commit`
-on). Its task is the easiest that still tells duplicates: one table of the entry as bytes, its
-`request_uuid` unique. 100 rows are one statement, a transaction of its own.
+on). The table has the entry's fields as columns, what is nested as MessagePack, and a unique
+`request_uuid`. 100 rows are one `executemany`, which is a transaction of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
 
 import asyncpg
+import msgspec
 
 from app.embedded import EmbeddedPostgres
 from bench.contestant import Row, loaded
-from bench.entries import encoded_entries
+from bench.entries import entry
 from bench.load import Job, Prepared, Send
 
 _CREATE: Final = """
 CREATE TABLE entries (
     command_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     request_uuid uuid NOT NULL UNIQUE,
-    entry bytea NOT NULL)
+    received_ts_ms bigint NOT NULL,
+    command_type text,
+    command_data bytea NOT NULL,
+    response_data bytea,
+    order_id bigint,
+    duration_ms bigint NOT NULL,
+    digests bytea NOT NULL,
+    events bytea NOT NULL)
 """
-_INSERT: Final = """
-INSERT INTO entries (request_uuid, entry) SELECT * FROM unnest($1::uuid[], $2::bytea[])
-"""
-_INSERT_ONE: Final = "INSERT INTO entries (request_uuid, entry) VALUES ($1, $2)"
+_COLUMNS: Final = (
+    "request_uuid",
+    "received_ts_ms",
+    "command_type",
+    "command_data",
+    "response_data",
+    "order_id",
+    "duration_ms",
+    "digests",
+    "events",
+)
+_INSERT: Final = "INSERT INTO entries ({names}) {rows}".format(
+    names=", ".join(_COLUMNS),
+    rows="VALUES (" + ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1)) + ")",
+)
 
 
 class Cluster:
@@ -64,32 +85,41 @@ class PostgresDriver:
 
     @asynccontextmanager
     async def connect(self, job: Job) -> AsyncIterator[Prepared]:
-        """The connections, and the arguments of the inserts."""
+        """The connections, and the rows."""
         connections = [await asyncpg.connect(job.target) for _ in range(job.in_flight)]
+        single = job.entries == 1
         try:
-            statement = _INSERT_ONE if job.entries == 1 else _INSERT
-            senders = [await _sender(connection, statement) for connection in connections]
-            yield Prepared(_arguments(job), senders)
+            payloads = (
+                _rows(job.sends) if single else [_rows(job.entries) for _ in range(job.sends)]
+            )
+            make = _single if single else _many
+            yield Prepared(iter(payloads), [make(each) for each in connections])
         finally:
             for connection in connections:
                 await connection.close()
 
 
-async def _sender(connection: Any, statement: str) -> Send:
-    prepared = await connection.prepare(statement)
-
-    async def send(arguments: tuple[Any, Any]) -> None:
-        await prepared.fetch(*arguments)
+def _single(connection: Any) -> Send:
+    async def send(row: tuple[Any, ...]) -> None:
+        await connection.execute(_INSERT, *row)
 
     return send
 
 
-def _arguments(job: Job) -> Iterator[tuple[Any, Any]]:
-    made = list(encoded_entries(job.sends * job.entries))
-    if job.entries == 1:
-        return iter(made)
-    batches = (made[at : at + job.entries] for at in range(0, len(made), job.entries))
-    return iter([tuple(map(list, zip(*batch, strict=True))) for batch in batches])  # type: ignore[misc]
+def _many(connection: Any) -> Send:
+    async def send(rows: list[tuple[Any, ...]]) -> None:
+        await connection.executemany(_INSERT, rows)
+
+    return send
+
+
+def _rows(count: int) -> list[tuple[Any, ...]]:
+    """Rows with fresh uuids; what else is in them is one entry's."""
+    of = entry(uuid4())
+    digests = msgspec.msgpack.encode([of["pre_digest"], of["post_digest"]])
+    rest = [of[name] for name in _COLUMNS[1:-2]]
+    row = (*rest, digests, msgspec.msgpack.encode(of["events"]))
+    return [(UUID(bytes=os.urandom(16)), *row) for _ in range(count)]
 
 
 class Postgres:
@@ -111,12 +141,12 @@ class Postgres:
             Row(
                 "postgres-1",
                 "PostgreSQL, 1 row a transaction, 64 in flight",
-                loaded(lambda: self._job(1, 64, 12_000)),
+                loaded(lambda: self._job(1, 64, 25_000)),
             ),
             Row(
                 "postgres-100",
                 "PostgreSQL, 100 rows a transaction, 16 in flight",
-                loaded(lambda: self._job(100, 16, 1200)),
+                loaded(lambda: self._job(100, 16, 2500)),
             ),
         ]
 

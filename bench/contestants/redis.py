@@ -97,11 +97,16 @@ class Redis:
     def rows(self) -> Sequence[Row]:
         """With as much in flight as the journal has."""
         return [
-            Row("redis", "Redis, XADD, 64 in flight", loaded(lambda: self._job(1, 64, 30_000))),
+            Row("redis", "Redis, XADD, 64 in flight", loaded(lambda: self._job(1, 64, 200_000))),
             Row(
                 "redis-pipelined",
-                "Redis, pipelines of 16 XADD, 16 in flight",
-                loaded(lambda: self._job(_PIPELINE, 16, 6000)),
+                "Redis, pipelines of 16 XADD, 1 connection",
+                loaded(lambda: self._job(_PIPELINE, 1, 12_000)),
+            ),
+            Row(
+                "redis-pipelined-16",
+                "Redis, pipelines of 16 XADD, 16 connections",
+                loaded(lambda: self._job(_PIPELINE, 16, 20_000)),
             ),
         ]
 
