@@ -14,7 +14,7 @@ from app.rebuild import fill_store
 from app.replication import migrations
 from app.replication.postgres import Sink
 from app.replication.reader import Reader
-from app.service.opening import begin_log, lock_wal
+from app.service.opening import begin_log, claim_data_dir
 from app.settings import Settings
 from app.wal.files import FileSystem
 from app.wal.segments import list_segments
@@ -27,7 +27,7 @@ def run(settings: Settings, database_url: str) -> str:
     `DatabaseUnavailable`.
     """
     files = FileSystem()
-    lock = lock_wal(files, settings)
+    lock = claim_data_dir(files, settings)
     try:
         if list_segments(files, settings.wal_dir):
             raise StartRefused(f"{settings.wal_dir} holds a log already: there is nothing to adopt")

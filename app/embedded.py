@@ -35,6 +35,7 @@ _POLL_S: Final = 0.1
 # How soon the end of the server is noticed.
 _WATCH_S: Final = 1.0
 _START_ATTEMPTS: Final = 6
+_USUAL_UMASK: Final = 0o022
 _TRAVERSE: Final = 0o011
 _MODE_BITS: Final = 0o7777
 
@@ -70,6 +71,8 @@ class EmbeddedPostgres:
             text=True,
             cwd=Path(__file__).parents[1],
             start_new_session=True,
+            # As root it makes what PostgreSQL's own user must get at; that user looks after itself.
+            umask=_USUAL_UMASK,
         )
         self._keeper = keeper
         lines: list[str] = []

@@ -55,6 +55,8 @@ RELOAD_SIGNAL: Final = signal.SIGRTMIN
 _LINGER_S: Final = 2.0
 # How many may be in progress at once of all calls but `POST /entries`: long polls and streams.
 _MAX_CALLS: Final = 1024
+# Whatever library makes a file below the data directory, it is the owner's alone.
+_PRIVATE_UMASK: Final = 0o077
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
 
 
@@ -181,6 +183,7 @@ def _without_body(send: Send) -> Send:
 async def _lifespan(app: JournalApp) -> AsyncIterator[None]:
     journal: Journal = app.state.journal
     configure_logging(journal.settings.log_format, journal.settings.log_level)
+    os.umask(_PRIVATE_UMASK)
     opening = asyncio.create_task(_open(journal), name="opening")
     _listen_to_supervisor(journal, app.state.access, opening)
     watching = asyncio.create_task(app.connections.watch(), name="connections")

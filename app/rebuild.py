@@ -15,7 +15,7 @@ from app.chain.store import BlockCommand, CommitmentStore, Seen
 from app.errors import CorruptionError, StartRefused
 from app.replication.block_reader import BlockReader, HeldBlock
 from app.replication.reader import Reader
-from app.service.opening import lock_wal
+from app.service.opening import claim_data_dir
 from app.settings import Settings
 from app.wal.files import FileSystem
 from app.wal.scan import read_owner
@@ -34,7 +34,7 @@ def run(settings: Settings, database_url: str, on_block: Callable[[int], None]) 
     `CorruptionError` where Postgres does not hold what the headers commit to.
     """
     files = FileSystem()
-    lock = lock_wal(files, settings)
+    lock = claim_data_dir(files, settings)
     try:
         if not list_segments(files, settings.wal_dir):
             raise StartRefused(f"{settings.wal_dir} holds no log; `journal adopt` begins one")

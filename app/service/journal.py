@@ -31,7 +31,7 @@ from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
 from app.service.interpreter import tune_interpreter
 from app.service.logged_blocks import LoggedBlocks
-from app.service.opening import OpenedLog, ask_postgres, lock_wal, open_log, open_store
+from app.service.opening import OpenedLog, ask_postgres, claim_data_dir, open_log, open_store
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint
 from app.wal.files import FileSystem
@@ -102,7 +102,7 @@ class Journal:
         """
         self._loop = asyncio.get_running_loop()
         settings = self.settings
-        self._lock_fd = await asyncio.to_thread(lock_wal, self._files, settings)
+        self._lock_fd = await asyncio.to_thread(claim_data_dir, self._files, settings)
         dsn = settings.database_url
         if settings.embedded:
             self._embedded = EmbeddedPostgres(settings.data_dir / "postgres")

@@ -10,6 +10,7 @@ from app.errors import DatabaseUnavailable, StartRefused, WalLocked
 from app.replication.reader import EnvironmentSummary, Reader
 from app.replication.rows import Progress
 from app.service.block_recovery import LogExtent, catch_up
+from app.service.ownership import check_ownership
 from app.settings import Settings
 from app.wal.checkpoint import Checkpoint, read_checkpoint
 from app.wal.dedup import DuplicateIndex
@@ -40,6 +41,15 @@ class OpenedLog:
     next_command_id: int
     entries_to_replicate: int
     kept_from: int | None = None
+
+
+def claim_data_dir(files: FileSystem, settings: Settings) -> int:
+    """Make sure that the data directory is this user's alone, and lock it as `lock_wal` does.
+
+    Raises `StartRefused` and `WalLocked`.
+    """
+    check_ownership(settings)
+    return lock_wal(files, settings)
 
 
 def lock_wal(files: FileSystem, settings: Settings) -> int:

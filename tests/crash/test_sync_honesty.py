@@ -1,6 +1,7 @@
 """Seen from the kernel: nothing is acknowledged before it is synced, or after a sync has failed."""
 
 import re
+import shutil
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -251,7 +252,7 @@ def test_a_segment_that_is_not_the_logs_any_more_ends_the_service_without_an_ack
             flush(client)
             [segment] = (service.data_dir / "wal").glob("*.wal")
             copy = segment.with_name("copy")
-            copy.write_bytes(segment.read_bytes())
+            shutil.copy(segment, copy)
             if how == "replaced":
                 copy.replace(segment)
             else:

@@ -1,0 +1,52 @@
+"""What the service keeps is its user's alone, and what is not is not served."""
+
+import os
+import stat
+from pathlib import Path
+
+from tests.integration.conftest import MakeService
+from tests.support.http_entries import accepted, flush, json_entry, post
+
+
+def modes(directory: Path) -> dict[str, int]:
+    """The permissions of everything below a directory, and of itself."""
+    return {
+        str(path.relative_to(directory.parent)): stat.S_IMODE(path.stat().st_mode)
+        for path in (directory, *directory.rglob("*"))
+    }
+
+
+def test_everything_is_made_for_the_owner_alone_whatever_the_umask_and_refused_when_it_is_not(
+    make_service: MakeService,
+) -> None:
+    umask = os.umask(0)
+    try:
+        service = make_service(BLOCK_COMMANDS="*", WAL_SEGMENT_BYTES=64 * 1024).start()
+    finally:
+        os.umask(umask)
+    with service.client() as client:
+        for _ in range(4):
+            entries = [
+                json_entry(command_type="Tick", command_data="AYCA" * 1000) for _ in range(9)
+            ]
+            accepted(post(client, *entries))
+        flush(client)
+    # The store writes its tables when it closes, with a library of its own.
+    assert service.terminate() == 0
+    found = modes(service.data_dir)
+    assert {name.split("/")[1] for name in found if "/" in name} == {
+        "wal",
+        "commitments",
+        "checkpoint.json",
+    }
+    for name, mode in found.items():
+        is_directory = (service.data_dir.parent / name).is_dir()
+        assert oct(mode) == oct(0o700 if is_directory else 0o600), name
+
+    segment = next((service.data_dir / "wal").glob("*.wal"))
+    segment.chmod(0o640)
+    status, log = service.start_refused()
+    assert status != 0
+    assert f"{segment} has the mode 0640" in log
+    assert "Traceback" not in log
+    assert stat.S_IMODE(segment.stat().st_mode) == 0o640
