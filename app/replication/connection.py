@@ -122,8 +122,11 @@ class JournalConnection(Connection):
                 return await copying
         finally:
             self.remove_termination_listener(notice)
-            copying.cancel()
-            await asyncio.gather(copying, return_exceptions=True)
+            if not copying.done():
+                # Nothing can be said over it any more; the driver would try to all the same.
+                self.terminate()
+                copying.cancel()
+                await asyncio.gather(copying, return_exceptions=True)
         doing = f"in the middle of copying into {table_name}"
         if lost.done():
             raise ConnectionResetError(f"the connection was lost {doing}")
