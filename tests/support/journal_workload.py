@@ -13,61 +13,75 @@ from app.replication.link import Progressed
 from app.service.checkpoints import CheckpointKeeper
 from tests.support.faulty_files import Call, ShortWrite, os_error
 from tests.support.journal_entries import make_entry
-from tests.support.journal_life import DEDUP_WINDOW, SETTINGS, Died, Life, World
+from tests.support.journal_life import SETTINGS, Died, Life
+from tests.support.journal_world import DEDUP_WINDOW, World
 from tests.support.running_writer import request
-from tests.support.simulated_disk import CrashingFiles, Disk
+from tests.support.simulated_files import CrashingFiles
+from tests.support.simulated_machine import Machine
 
 LARGEST_BYTES: Final = 2500
+# Calls that must succeed, and what is in the names of their files.
+_BREAKING: Final = (
+    ("sync", ".wal"),
+    ("sync", ".wal"),
+    ("sync", ".tmp"),
+    ("write", ".wal"),
+    ("write", ".tmp"),
+    ("sync directory", ""),
+)
 
 
 class Moment(NamedTuple):
-    """A place between two calls: what the disk and the page cache hold, what is known outside."""
+    """A place between two calls: what a killed process leaves, what is known outside."""
 
     call: Call
-    disk: Disk
+    machine: Machine
     world: World
 
 
 class Workload:
-    """Records the `moments` of one life, which begins on `disk` with what the world knew then.
+    """Records the `moments` of one life, which begins on `machine` as the world knew it then.
 
     `sent` are the entries of earlier lives, some of which are sent again.
     """
 
-    def __init__(self, disk: Disk, world: World, rng: Random, sent: dict[UUID, Entry]) -> None:
+    def __init__(
+        self, machine: Machine, world: World, rng: Random, sent: dict[UUID, Entry]
+    ) -> None:
         self.moments: list[Moment] = []
         self.sent = sent
         self.rng = rng
-        self.files = CrashingFiles(disk, self._before)
+        self._machine = machine
         self._world = world
         self._interlude: Callable[[], None] | None = None
         self._calls_until = 0
 
     def live(self, steps: int) -> None:
         """Open the log and go through some steps; a fault may end it before."""
-        life = Life(self.files, self._world, on_world=self._know)
+        life = Life(self._machine, self._world, before=self._before)
         try:
             asyncio.run(self._work(life, steps))
         except Died:
             pass
         finally:
             life.end()
-        self._before(Call("end", ""))
+        self._before(life, Call("end", ""))
 
     async def _work(self, life: Life, steps: int) -> None:
-        keeper = Keeper(self.files, life)
+        keeper = Keeper(life)
         for _ in range(steps):
-            match self.rng.choices(["append", "replicate", "fault", "last"], [9, 5, 2, 0.3])[0]:
+            match self.rng.choices(["append", "replicate", "fault"], [9, 5, 2])[0]:
                 case "append":
                     life.append(*self._requests(life.world))
                 case "replicate":
                     await self._replicate(life, keeper)
                 case "fault":
                     self._append_without_room(life)
-                case "last":
-                    self._append_on_a_broken_disk(life)
-        if self.rng.random() < 0.5:
-            await keeper.keeper.stop()
+        match self.rng.choice(["stopped", "killed", "broken"]):
+            case "stopped":
+                await keeper.keeper.stop()
+            case "broken":
+                self._append_on_a_broken_disk(life)
 
     async def _replicate(self, life: Life, keeper: "Keeper") -> None:
         """Postgres commits, or was restored from an older backup; the checkpoint follows."""
@@ -87,48 +101,36 @@ class Workload:
             self._calls_until = self.rng.randrange(12)
         refused = self.rng.random()
         if refused < 0.2:
-            self._refuse_once("punch", errno.EOPNOTSUPP)
+            refuse_once(life.files, "punch", errno.EOPNOTSUPP)
         elif refused < 0.4:
-            self._refuse_once(self.rng.choice(["create", "write", "sync"]), errno.ENOSPC, ".json")
+            refuse_once(
+                life.files, self.rng.choice(["create", "write", "sync"]), errno.ENOSPC, ".json"
+            )
         await keeper.follow(end)
         self._interlude = None
-        self.files.fault = lambda call: None
+        life.files.fault = lambda call: None
 
     def _append_without_room(self, life: Life) -> None:
         """The disk is full in the middle of a record, or at the beginning of a segment."""
         requests = self._requests(life.world)
         if self.rng.random() < 0.5:
-            self._refuse_once("write", errno.ENOSPC, ".wal", self.rng.random())
+            refuse_once(life.files, "write", errno.ENOSPC, ".wal", self.rng.random())
         else:
-            self._refuse_once(self.rng.choice(["create", "write", "sync"]), errno.ENOSPC, ".tmp")
+            refuse_once(
+                life.files, self.rng.choice(["create", "write", "sync"]), errno.ENOSPC, ".tmp"
+            )
         settled = life.world.settled
         life.append(*requests)
-        self.files.fault = lambda call: None
+        life.files.fault = lambda call: None
         if life.world.settled == settled and self.rng.random() < 0.5:
             life.append(*requests)
 
     def _append_on_a_broken_disk(self, life: Life) -> None:
         """An I/O error: the process ends, and with it this life."""
-        operation = self.rng.choice(["sync", "sync", "write", "sync directory"])
-        self._refuse_once(operation, errno.EIO, self.rng.choice([".wal", ".tmp", ""]))
+        operation, part = self.rng.choice(_BREAKING)
+        refuse_once(life.files, operation, errno.EIO, part, self.rng.random())
         life.append(*self._requests(life.world))
-        self.files.fault = lambda call: None
-
-    def _refuse_once(self, operation: str, code: int, part: str = "", written: float = 0) -> None:
-        """Let the next call fail whose operation it is, and whose file's name has the part.
-
-        `written` is the share of a write that is still done.
-        """
-
-        def fault(call: Call) -> Exception | None:
-            if call.operation != operation or part not in call.name:
-                return None
-            self.files.fault = lambda call: None
-            if operation == "write":
-                return ShortWrite(code, int(written * call.length))
-            return os_error(code)
-
-        self.files.fault = fault
+        life.files.fault = lambda call: None
 
     def _requests(self, world: World) -> list[PreparedRequest]:
         """One to three requests; some repeat what was sent before, or what they hold themselves."""
@@ -149,15 +151,15 @@ class Workload:
     def _entry(self) -> Entry:
         size = 1 + int(self.rng.random() ** 3 * LARGEST_BYTES)
         uuid = UUID(int=self.rng.getrandbits(128))
-        entry = make_entry(request_uuid=uuid, command_data=self.rng.randbytes(size))
+        command_type = self.rng.choice([None, "TickSnapshot"])
+        entry = make_entry(
+            request_uuid=uuid, command_data=self.rng.randbytes(size), command_type=command_type
+        )
         self.sent[uuid] = entry
         return entry
 
-    def _know(self, world: World) -> None:
-        self._world = world
-
-    def _before(self, call: Call) -> None:
-        self.moments.append(Moment(call, self.files.disk, self._world))
+    def _before(self, life: Life, call: Call) -> None:
+        self.moments.append(Moment(call, life.machine, life.world))
         if self._interlude is not None:
             self._calls_until -= 1
             if self._calls_until < 0:
@@ -168,21 +170,23 @@ class Workload:
 class Keeper:
     """The checkpoint's keeper of a life, followed step by step."""
 
-    def __init__(self, files: CrashingFiles, life: Life) -> None:
+    def __init__(self, life: Life) -> None:
         self._life = life
-        self._given_back = life.opened.checkpoint.retained_offset
+        self._times_given_back = 0
         self.keeper = CheckpointKeeper(
-            files,
+            life.files,
             SETTINGS.checkpoint_path,
             SETTINGS.wal_dir,
             life.opened.checkpoint,
             self._keep_from,
-            lambda given_back: self._note(),
+            lambda given_back: self._count(),
+            None if life.blocks is None else life.blocks.sync,
         )
         self.keeper.start()
 
     async def follow(self, end: int) -> None:
         """Postgres is at `end` now; returns once nothing is left to do."""
+        kept_from, times = self.keeper.current.retained_offset, self._times_given_back
         self._life.replicate(end)
         progress = self._life.world.progress
         assert progress is not None
@@ -198,7 +202,10 @@ class Keeper:
             # It tells nobody when it goes back.
             while (  # noqa: ASYNC110
                 self.keeper.current.wal_offset != end
-                or self._given_back < self.keeper.current.retained_offset
+                or (
+                    kept_from < self.keeper.current.retained_offset
+                    and times == self._times_given_back
+                )
             ):
                 await asyncio.sleep(0)
 
@@ -207,5 +214,24 @@ class Keeper:
         start = opened.index.start_offset
         return opened.log.end if start is None else start
 
-    def _note(self) -> None:
-        self._given_back = self.keeper.current.retained_offset
+    def _count(self) -> None:
+        self._times_given_back += 1
+
+
+def refuse_once(
+    files: CrashingFiles, operation: str, code: int, part: str = "", written: float = 0
+) -> None:
+    """Let the next call fail whose operation it is, and whose file's name has the part.
+
+    `written` is the share of a write that is still done.
+    """
+
+    def fault(call: Call) -> Exception | None:
+        if call.operation != operation or part not in call.name:
+            return None
+        files.fault = lambda call: None
+        if operation == "write":
+            return ShortWrite(code, int(written * call.length))
+        return os_error(code)
+
+    files.fault = fault

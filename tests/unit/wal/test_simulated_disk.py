@@ -9,7 +9,8 @@ import pytest
 
 from app.wal.files import FileSystem
 from tests.support.faulty_files import os_error
-from tests.support.simulated_disk import CrashingFiles, Disk, SimulatedFiles, Survivors
+from tests.support.simulated_disk import Disk, Survivors
+from tests.support.simulated_files import CrashingFiles, SimulatedFiles
 
 DIRECTORY = Path("/d")
 FILE = DIRECTORY / "file"
