@@ -1,6 +1,8 @@
 """Where the data of a benchmark goes: a disk, with room, and empty again afterwards."""
 
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +19,10 @@ _MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 def scratch_directory(parent: Path | None, needed_bytes: int) -> Iterator[Path]:
     """A directory below `parent` (default: where temporary files go), removed at the end.
 
-    Raises `SystemExit` when that is in memory or has no room.
+    Raises `SystemExit` when that is in memory or has no room; and on SIGTERM, so that what was
+    started is stopped.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="journal-bench-", dir=parent) as name:
         directory = Path(name)
         kind = filesystem_of(directory)

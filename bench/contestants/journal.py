@@ -151,6 +151,7 @@ class Journal:
     loads: Mapping[str, Load]
     settings: Mapping[str, str] = field(default_factory=lambda: WITHOUT_REPLICATION)
     signing: bool = False
+    _service: Service | None = field(default=None, init=False)
 
     def missing(self) -> str | None:
         """Nothing can be missing."""
@@ -173,15 +174,23 @@ class Journal:
 
     def ready(self) -> None:
         """Wait until entries can be acknowledged."""
-        self._service.ready()
+        self.service.ready()
 
     def close(self) -> None:
         """Stop the service."""
-        self._service.stop()
+        if self._service is not None:
+            self._service.stop()
+
+    @property
+    def service(self) -> Service:
+        """The service, once it was launched."""
+        if self._service is None:
+            raise RuntimeError(f"{self.name} was not launched")
+        return self._service
 
     def _row(self, name: str, load: Load) -> Row:
         def measure(turn: Round) -> Metrics:
-            return put_on(turn, load.job(self._service.url, turn.measured))
+            return put_on(turn, load.job(self.service.url, turn.measured))
 
         needs = (load.half_of,) if load.half_of else ()
         return Row(name, f"{self.title}, {load.label}", measure, needs)
