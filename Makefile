@@ -16,6 +16,8 @@ BENCHMARKING := .venv-bench/stamp
 # Further arguments: `make serve ARGS="--port 9000"`, `make test ARGS="-k recovery"`.
 ARGS :=
 
+FUZZ_S := 300
+
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,13 @@ format: $(DEVELOPING) ## Format the code and mend what can be mended
 .PHONY: lint-docker
 lint-docker: $(TOOLS) ## Check the Dockerfile
 	@.venv-tools/bin/hadolint Dockerfile
+
+.PHONY: fuzz
+fuzz: $(DEVELOPING) ## Fuzz each decoder for FUZZ_S seconds (default 300); findings and corpus go to .fuzz/
+	@for target in request record log checkpoint tokens; do \
+		mkdir -p .fuzz/$$target && $(BIN)/python -m tests.attack.fuzzing $$target .fuzz/$$target \
+			-max_total_time=$(FUZZ_S) -max_len=65536 -timeout=10 -artifact_prefix=.fuzz/ || exit 1; \
+	done
 
 .PHONY: audit
 audit: $(TOOLS) ## Look for known vulnerabilities in the locks (says so when it can't, offline)

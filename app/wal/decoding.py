@@ -39,6 +39,8 @@ def request_key(command: Raw) -> int:
 def _at_any_depth(decode: Callable[[Data], Decoded], data: Data) -> Decoded:
     try:
         return decode(data)
+    except UnicodeDecodeError as error:
+        raise _invalid_text(error) from error
     except RecursionError:
         pass
     found: list[Decoded] = []
@@ -49,6 +51,8 @@ def _at_any_depth(decode: Callable[[Data], Decoded], data: Data) -> Decoded:
             found.append(decode(data))
         except RecursionError:
             faults.append(msgspec.DecodeError("nested too deeply"))
+        except UnicodeDecodeError as error:
+            faults.append(_invalid_text(error))
         except msgspec.DecodeError as error:
             faults.append(error)
 
@@ -58,3 +62,7 @@ def _at_any_depth(decode: Callable[[Data], Decoded], data: Data) -> Decoded:
     if faults:
         raise faults[0]
     return found[0]
+
+
+def _invalid_text(error: UnicodeDecodeError) -> msgspec.DecodeError:
+    return msgspec.DecodeError(f"text is not valid UTF-8: {error}")
