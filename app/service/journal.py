@@ -177,6 +177,7 @@ class Journal:
         )
         self._keeper.start()
         opened.log.is_held_back = lambda: self._reserve.released
+        opened.log.kept_from = self._retained_offset
         self._writer = WalWriter(
             opened.log,
             opened.index,

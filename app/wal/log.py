@@ -50,6 +50,13 @@ class Log:
         self._now_ms = now_ms
         self.is_held_back: Callable[[], bool] = lambda: False
         """Whether what room there is on the volume is needed to give the log back."""
+        self.kept_from: Callable[[], int] = lambda: 0
+        """The offset before which the log may have been given back."""
+        self._older = {
+            each: files.identity_of(each.path)
+            for each in list_segments(files, segment.path.parent)
+            if each.start < segment.start
+        }
         self._open(segment)
 
     @property
@@ -98,9 +105,9 @@ class Log:
         try:
             there = self._files.identity_of(self._path)
         except OSError as error:
-            raise WalFailed(f"{self._path.name} was unlinked under the running service") from error
+            raise WalFailed(_gone(self._path, "unlinked")) from error
         if there != self._identity:
-            raise WalFailed(f"{self._path.name} was replaced under the running service")
+            raise WalFailed(_gone(self._path, "replaced"))
 
     def read_commands(self, offset: int) -> list[Raw]:
         """The commands of the synced batch at `offset`, as they lie in the log.
@@ -140,6 +147,7 @@ class Log:
 
     def _roll(self, first_command_id: int) -> None:
         """Go on in a new segment, which is durable with its genesis before it is used."""
+        self._check_older()
         directory = self._path.parent
         try:
             segment = create_segment(
@@ -161,8 +169,25 @@ class Log:
             raise DiskFull("no room for a new segment on the volume of the WAL") from error
         self._cut(self.end - self._start)
         self._files.close(self._fd)
+        self._older[Segment(self._path, self._start, self.end - self._start)] = self._identity
         self._open(segment)
         self._has_records = False
+
+    def _check_older(self) -> None:
+        """Check that the segments which are still needed are the ones that were written.
+
+        `sync` looks at the last one alone; what was acknowledged in another can be lost as well.
+        """
+        for segment, identity in list(self._older.items()):
+            try:
+                there = self._files.identity_of(segment.path)
+            except FileNotFoundError:
+                if segment.end > self.kept_from():
+                    raise WalFailed(_gone(segment.path, "unlinked")) from None
+                del self._older[segment]
+                continue
+            if there != identity:
+                raise WalFailed(_gone(segment.path, "replaced"))
 
     def _cut(self, size: int) -> None:
         """Cut the segment to what it holds: a partial record, or what was reserved and not used."""
@@ -170,6 +195,10 @@ class Log:
             self._files.truncate(self._fd, size)
         except OSError as error:
             raise WalFailed(f"cutting {self._path.name} to {size} bytes failed: {error}") from error
+
+
+def _gone(path: Path, how: str) -> str:
+    return f"{path.name} was {how} under the running service"
 
 
 def create_segment(files: FileSystem, directory: Path, genesis: Genesis) -> Segment:

@@ -113,7 +113,7 @@ GIVING_BACK_CASES: Final = [
 
 
 def suffer(
-    directory: Path, case: Case, talk: Callable[[Service], Conversation], **settings: object
+    directory: Path, case: Case, talk: Callable[[Service], Conversation], **settings: Any
 ) -> None:
     """Run a service that suffers a fault; check its outcome and what is left."""
     database_url = str(settings.pop("DATABASE_URL", NOWHERE))

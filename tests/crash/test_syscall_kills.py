@@ -99,7 +99,7 @@ def kill_in_run(
     call: DataCall,
     run: Callable[[Service], Conversation],
     database_url: str,
-    **settings: object,
+    **settings: Any,
 ) -> bool:
     """Run a service that is killed at `call`, and check what is left; whether it was killed."""
     with Service(directory / "data", database_url, **settings) as service:
@@ -115,7 +115,7 @@ def record_calls(
     directory: Path,
     run: Callable[[Service], Conversation],
     database_url: str,
-    **settings: object,
+    **settings: Any,
 ) -> list[DataCall]:
     """What an undisturbed run does to its data directory."""
     with Service(directory / "data", database_url, **settings) as service:

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
@@ -70,6 +70,11 @@ class Conversation:
                 break
         return self.statuses[before:]
 
+    @property
+    def uuids(self) -> list[UUID]:
+        """The `request_uuid`s that were sent, in their order."""
+        return [UUID(entry["request_uuid"]) for request in self.requests for entry in request]
+
     def check(self, found: Mapping[int, Mapping[str, Any]]) -> None:
         """`found`: by `command_id` all that was recovered. Fails where the promise is not kept."""
         ids = {UUID(bytes=command["request_uuid"]): each for each, command in found.items()}
@@ -103,11 +108,17 @@ class Conversation:
 
 
 def check_promise(
-    conversation: Conversation, data_dir: Path, database_url: str, **settings: object
+    conversation: Conversation,
+    data_dir: Path,
+    database_url: str,
+    *,
+    others: Sequence[Conversation] = (),
+    **settings: object,
 ) -> None:
     """Recover a copy of a data directory of a service with these settings, and check what is there.
 
     The copy is made and recovered within this process; Postgres is asked where it can be reached.
+    `others` went on at the same time.
     """
     if not data_dir.exists():
         conversation.check({})
@@ -121,7 +132,10 @@ def check_promise(
     for command_id, command in _recovered(recover_copy, held):
         known = found.setdefault(command_id, command)
         assert known["request_uuid"] == command["request_uuid"]
-    conversation.check(found)
+    foreign = {uuid.bytes for other in others for uuid in other.uuids}
+    conversation.check(
+        {each: command for each, command in found.items() if command["request_uuid"] not in foreign}
+    )
     shutil.rmtree(copy.parent)
 
 

@@ -1,0 +1,150 @@
+"""What may befall the process: its files taken away, no descriptors, no memory, another time."""
+
+import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+
+from tests.support.cold_keys import ADDRESS, KEY
+from tests.support.http_entries import flush
+from tests.support.memory_cgroup import memory_cgroup
+from tests.support.promise import Conversation, check_promise
+from tests.support.service import Service
+
+NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
+MIB: Final = 1 << 20
+SETTINGS: Final[dict[str, Any]] = {
+    "ALLOW_NEW_WAL": "true",
+    "WAL_SEGMENT_BYTES": 65536,
+    "SHUTDOWN_TIMEOUT_S": 0,
+}
+FAKETIME: Final = "/usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1"
+DAYS_S: Final = 24 * 3600
+
+
+def segments(service: Service) -> list[Path]:
+    return sorted((service.data_dir / "wal").glob("*.wal"))
+
+
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+def test_an_older_segment_that_is_taken_away_before_it_was_replicated_ends_the_service(
+    tmp_path: Path, how: str
+) -> None:
+    with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+        service.start()
+        conversation = Conversation(size=6000)
+        with service.client() as client:
+            while len(segments(service)) < 3:
+                assert conversation.send(client) == 200
+            oldest = segments(service)[0]
+            copy = tmp_path / "copy"
+            shutil.copyfile(oldest, copy)
+            if how == "replaced":
+                shutil.copyfile(copy, oldest.with_suffix(".other")).replace(oldest)
+            else:
+                oldest.unlink()
+            before = len(segments(service))
+            # It is noticed before the next segment begins, which has room for ten requests.
+            assert None in conversation.send_all(client, 12)
+            assert len(segments(service)) == before
+        assert service.wait() != 0
+        assert f"{oldest.name} was {how} under the running service" in service.log
+        assert "Traceback" not in service.log
+        shutil.copyfile(copy, oldest)
+        check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
+
+
+def test_more_connections_than_descriptors_keep_nobody_from_journaling(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service, ExitStack() as stack:
+        service.wrapper = ("prlimit", "--nofile=256:256")
+        service.start()
+        conversation = Conversation(size=6000)
+        client = stack.enter_context(service.client())
+        assert conversation.send(client) == 200
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+        assert set(conversation.send_all(client, 30)) == {200}
+        assert len(segments(service)) > 3
+        assert "Traceback" not in service.log
+        service.kill()
+        check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
+
+
+def test_a_process_without_any_descriptor_left_stops_clearly_or_goes_on(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+        service.start()
+        conversation = Conversation(size=6000)
+        with service.client() as client:
+            assert conversation.send(client) == 200
+            worker = psutil.Process(service.worker_pid)
+            worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds(), worker.num_fds()))
+            assert None in conversation.send_all(client, 30), "a segment was begun nonetheless"
+        assert service.wait() != 0
+        assert "Too many open files" in service.log
+        assert "Traceback" not in service.log
+        assert service.log.count("\n") < 60
+        check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
+
+
+def test_a_process_that_is_killed_for_want_of_memory_keeps_the_promise(tmp_path: Path) -> None:
+    with memory_cgroup() as group, Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+        service.start()
+        worker = psutil.Process(service.worker_pid)
+        group.limit(24 * MIB)
+        group.join(worker.pid)
+        conversations = [Conversation(entries=4, size=1_000_000) for _ in range(3)]
+
+        def send(conversation: Conversation) -> None:
+            with service.client() as client:
+                conversation.send_all(client, 40)
+
+        with ThreadPoolExecutor(3, "clients") as executor:
+            list(executor.map(send, conversations))
+        assert any(None in conversation.statuses for conversation in conversations)
+        assert service.wait() != 0
+        assert not worker.is_running()
+        for each in conversations:
+            others = [other for other in conversations if other is not each]
+            check_promise(each, service.data_dir, NOWHERE, others=others, **SETTINGS)
+
+
+def test_a_clock_that_jumps_a_week_ahead_and_back_changes_nothing_but_times(
+    tmp_path: Path, database_url: str
+) -> None:
+    library = next(Path("/").glob(FAKETIME.removeprefix("/")), None)
+    if library is None:
+        pytest.skip("libfaketime is not installed: the clock can't jump")
+    offset, key = tmp_path / "offset", tmp_path / "key"
+    offset.write_text("+0")
+    key.write_text(KEY.hex())
+    key.chmod(0o600)
+    settings = {
+        **SETTINGS,
+        "AUTO_MIGRATE": "false",
+        "SHUTDOWN_TIMEOUT_S": 30,
+        "BLOCK_COMMANDS": "*",
+    }
+    with Service(tmp_path / "data", database_url, COLD_KEY_FILE=key, **settings) as service:
+        service.wrapper = (
+            *("env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={offset}"),
+            *("FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"),
+        )
+        service.start()
+        conversation = Conversation(size=6000)
+        with service.client() as client:
+            for jump_s in (0, 7 * DAYS_S, -7 * DAYS_S, 0):
+                offset.write_text(f"{jump_s:+d}")
+                assert set(conversation.send_all(client, 4)) == {200}
+                flush(client)
+                assert client.get("/readyz").status_code == 200
+        verified = service.command("verify", service.url, "--cold-address", ADDRESS)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+        assert "Traceback" not in service.log
+        assert service.terminate() == 0
+        check_promise(conversation, service.data_dir, database_url, **settings)
+        service.start()
