@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 
 from bench.contestant import Contestant
 from bench.contestants import journal
@@ -21,7 +20,7 @@ from bench.contestants.replication import Replication
 from bench.contestants.starting import Starting
 from bench.machine import Others
 from bench.ratios import RATIOS, rows_of
-from bench.report import as_text, report
+from bench.report import as_text, report, write
 from bench.rounds import Benchmark, chosen
 from bench.scratch import scratch_directory
 
@@ -57,6 +56,7 @@ def contestants() -> list[Contestant]:
 @click.option("--list", "listing", is_flag=True, help="Name the rows and the ratios.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Where data goes meanwhile.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where to write the JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Where to draw the picture (PNG).")
 def main(
     quick: bool,
     rounds: int | None,
@@ -66,6 +66,7 @@ def main(
     listing: bool,
     directory: Path | None,
     output: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure the journal beside the disk, a null server and what users would pick instead."""
     everybody = contestants()
@@ -93,7 +94,11 @@ def main(
         found = report(benchmark.rows, measured, RATIOS, seconds, benchmark.absent, share)
     click.echo(as_text(found))
     if output:
-        output.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        write(found, output)
+    if plot:
+        from bench.plot import draw  # noqa: PLC0415 - of the benchmark's environment alone
+
+        draw(found, plot)
     sys.exit(1 if found.short_of else 0)
 
 

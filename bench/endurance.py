@@ -13,7 +13,6 @@ from statistics import median
 from typing import Final
 
 import click
-import msgspec
 
 from bench.contestant import Metrics, Round, put_on
 from bench.contestants.journal import WITHOUT_REPLICATION, Load, Service
@@ -21,7 +20,7 @@ from bench.generator import Generator
 from bench.load import Job
 from bench.machine import Others, machine
 from bench.ratios import Ratio, Value, judge
-from bench.report import Report, as_text
+from bench.report import Report, as_text, write
 from bench.scratch import scratch_directory
 
 RATIOS: Final = (
@@ -125,7 +124,7 @@ def main(
     click.echo(f"before {before}\nafter  {after}\n")
     click.echo(as_text(found))
     if output:
-        output.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        write(found, output)
     sys.exit(1 if found.short_of else 0)
 
 

@@ -1,9 +1,11 @@
 """What a run has shown: as a table, and as JSON."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from bench.contestant import Row
@@ -62,6 +64,12 @@ def report(
         absent=dict(absent),
         others_share=others_share,
     )
+
+
+def write(found: Report, file: Path) -> None:
+    """The same as JSON, for the plot and for later."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
 
 
 def as_text(found: Report) -> str:

@@ -53,6 +53,11 @@ class Null:
                 loaded(lambda: self._job(1, 64, 20_000)),
             ),
             Row(
+                "null-1-lone",
+                "null server, HTTP/2, 1 entry, 1 in flight",
+                loaded(lambda: self._job(1, 1, 20_000)),
+            ),
+            Row(
                 "null-100",
                 "null server, HTTP/2, 100 entries, 16 in flight",
                 loaded(lambda: self._job(100, 16, 6000)),
