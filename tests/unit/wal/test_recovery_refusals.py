@@ -9,6 +9,7 @@ from tests.support.recovery_outcomes import (
     opened,
     refusal,
     refused_start,
+    tolerant,
 )
 from tests.support.wal_files import (
     WrittenWal,
@@ -239,6 +240,18 @@ def test_without_any_progress_a_log_whose_beginning_was_given_back_is_refused(
     message = refused_start(wal, reachable=False)
     assert "the checkpoint is missing or torn" in message
     assert "the beginning of the log was given back" in message
+
+
+def test_zeros_for_the_very_first_record_are_a_damaged_tail_once_postgres_says_it_has_nothing(
+    tmp_path: Path,
+) -> None:
+    wal = write_wal(make_settings(tmp_path), [[2]])
+    first = wal.records[0]
+    wal.damage(first.offset, bytes(first.size))
+    assert "start again with Postgres up" in refused_start(wal, reachable=False)
+    assert "`journal wal repair` can cut it off" in refused_start(wal)
+    log = opened(tolerant(wal))
+    assert (log.log.end, log.next_command_id) == (first.offset, 1)
 
 
 # -- a checkpoint that does not fit a log whose beginning was given back ---------------------------

@@ -42,6 +42,17 @@ def test_a_full_disk_cuts_the_partial_record_off_and_the_next_request_succeeds(
     assert running.fatal == []
 
 
+def test_what_a_full_disk_cut_off_can_not_come_back_behind_the_next_segment(
+    running: Running,
+) -> None:
+    running.files.fault = lambda call: (
+        ShortWrite(errno.ENOSPC, 100) if call.operation == "write" else None
+    )
+    running.append(fresh())
+    operations = [operation for operation in running.files.operations() if operation != "deliver"]
+    assert operations[-3:] == ["write", "truncate", "sync"]
+
+
 def test_a_full_disk_fails_whoever_leaned_on_the_record_and_nobody_else(running: Running) -> None:
     known = appended(running.append(request(entry(1)))[0])
     running.files.fault = no_room
