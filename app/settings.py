@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         None, description="file of `journal tokens new`; callers need a token from it, then"
     )
     allow_anonymous: bool = Field(
-        False, description="listen on other than loopback addresses without tokens"
+        False, description="listen on other than loopback addresses without TOKENS_FILE"
     )
     data_dir: Path = Field(Path("./data"), description="everything the service keeps")
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(

@@ -1,16 +1,19 @@
 """Journal two entries with the project's client, and the same two again, which changes nothing.
 
-Run it against a service on this machine: `.venv/bin/python examples/append.py`.
+Run it against a service on this machine: `.venv/bin/python examples/append.py [URL]`. Where
+that has tokens, JOURNAL_TOKEN is shown; it needs the scopes `write` and `read`.
 """
 
 import asyncio
+import os
+import sys
 import time
 from decimal import Decimal
 from uuid import uuid4
 
 import msgspec
 
-from app.client import JournalClient
+from app.client import DEFAULT_URL, JournalClient
 from app.model.accounting import FillAccounting, fill_side_effect
 from app.model.entry import Entry, Event
 
@@ -54,7 +57,9 @@ def fill_entry() -> Entry:
 async def main() -> None:
     """Append, append again, look one of them up."""
     entries = [fill_entry(), fill_entry()]
-    async with JournalClient("http://127.0.0.1:8080") as client:
+    token = os.environ.get("JOURNAL_TOKEN")
+    url = sys.argv[1] if len(sys.argv) > 1 else DEFAULT_URL
+    async with JournalClient(url, token=token) as client:
         first = await client.append(entries)
         again = await client.append(entries)
         status = await client.entry(entries[0].request_uuid)

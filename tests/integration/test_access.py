@@ -2,15 +2,22 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from click.testing import CliRunner, Result
 
+from app.cli import main
+from app.settings import TOKEN_VARIABLE
 from app.tokens import PREFIX, Scope, digest_of, id_of
 from tests.integration.conftest import MakeService
 from tests.support.bearer_tokens import TokensFile, bearing
@@ -26,6 +33,7 @@ from tests.support.http_entries import (
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 UNKNOWN = PREFIX + "A" * 43
 INSUFFICIENT = 'Bearer realm="journal", error="insufficient_scope", scope="{}"'
 
@@ -148,6 +156,43 @@ def test_what_is_not_said_to_be_open_is_closed_whether_it_is_there_or_not(guarde
         refused(stranger.delete("/checkpoint"), 40101)
         assert stranger.get("/healthz").json() == {"status": "ok"}
         assert stranger.get("/readyz").status_code == 200
+
+
+def journal(*arguments: str, token: str | None = None) -> Result:
+    return CliRunner(env={TOKEN_VARIABLE: token}).invoke(main, list(arguments))
+
+
+def test_the_command_line_shows_the_token_of_the_environment_or_warns_of_its_option(
+    guarded: Guarded,
+) -> None:
+    url = guarded.service.url
+    result = journal("checkpoint", "--url", url, token=guarded.reader)
+    assert (result.exit_code, result.stderr) == (0, "")
+    typed = journal("checkpoint", "--url", url, "--token", guarded.reader)
+    assert (typed.exit_code, typed.stdout) == (0, result.stdout)
+    assert "list of processes" in typed.stderr
+    assert guarded.reader not in typed.output
+    refusal = journal("checkpoint", "--url", url, token=f"{guarded.reader} \n")
+    assert refusal.exit_code == 2
+    assert guarded.reader not in refusal.output
+    # It has no blocks yet, which only who may read is told.
+    verified = journal("verify", url, "--allow-unsigned", token=guarded.reader)
+    assert "no block" in verified.output
+    assert "401" in journal("verify", url, "--allow-unsigned").output
+
+
+@pytest.mark.parametrize("example", ["append.py", "append.sh"])
+def test_the_examples_show_a_token(guarded: Guarded, tmp_path: Path, example: str) -> None:
+    path = EXAMPLES / example
+    if path.suffix == ".sh" and shutil.which("curl") is None:
+        pytest.skip("the example needs curl")
+    command = ["sh", str(path)] if path.suffix == ".sh" else [sys.executable, str(path)]
+    environ = os.environ | {TOKEN_VARIABLE: guarded.admin, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [*command, guarded.service.url], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "durable" in done.stdout
 
 
 def test_the_document_says_that_a_token_is_needed(admin: httpx.Client) -> None:

@@ -15,6 +15,8 @@ DEFAULTS: dict[str, Any] = {
     "PORT": 8080,
     "TLS_CERT": None,
     "TLS_KEY": None,
+    "TLS_CLIENT_CA": None,
+    "TOKENS_FILE": None,
     "DATA_DIR": Path("./data"),
     "DATABASE_URL": "embedded",
     "ENVIRONMENT": "development",
@@ -138,6 +140,22 @@ def test_other_machines_are_kept_out_unless_anonymous_use_is_allowed(host: str) 
     with pytest.raises(SettingsError, match="ALLOW_ANONYMOUS=true is allowed"):
         load_settings(host=host)
     assert load_settings(host=host, allow_anonymous=True).host == host
+    assert load_settings(host=host, tokens_file="tokens.json").host == host
+
+
+def test_client_certificates_need_tls() -> None:
+    with pytest.raises(SettingsError, match="TLS_CLIENT_CA is allowed together with TLS_CERT"):
+        load_settings(tls_client_ca="ca.pem")
+
+
+def test_the_token_of_the_command_line_is_no_setting_and_its_misspelling_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JOURNAL_TOKEN", "journal_x")
+    load_settings()
+    monkeypatch.setenv("JOURNAL_TOKEN_FILE", "tokens.json")
+    with pytest.raises(SettingsError, match="JOURNAL_TOKEN_FILE: there is no such setting"):
+        load_settings()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
