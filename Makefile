@@ -87,7 +87,7 @@ crash-states: $(DEVELOPING) ## Recover 200,000 crash states (CRASH_STATES=N; CRA
 
 .PHONY: bench
 bench: $(BENCHMARKING) ## Measure everything side by side; fails when a ratio falls short (minutes)
-	@.venv-bench/bin/python -m bench --output bench/results/latest.json --plot bench/results/latest.png $(ARGS)
+	@.venv-bench/bin/python -m bench $(ARGS)
 
 .PHONY: bench-quick
 bench-quick: $(BENCHMARKING) ## Measure every ratio in less than a minute

@@ -24,6 +24,7 @@ from bench.report import as_text, report, write
 from bench.rounds import Benchmark, chosen
 from bench.scratch import scratch_directory
 
+_RESULTS: Final = Path(__file__).with_name("results")
 # The log of the journal that has no Postgres is kept whole.
 _NEEDED_BYTES: Final = 16 << 30
 
@@ -55,8 +56,16 @@ def contestants() -> list[Contestant]:
 @click.option("--ratio", multiple=True, metavar="GLOB", help="Ratios to measure; may be repeated.")
 @click.option("--list", "listing", is_flag=True, help="Name the rows and the ratios.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Where data goes meanwhile.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where to write the JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Where to draw the picture (PNG).")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to write the JSON (a full run: results/latest.json).",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Where to draw the picture (results/latest.png).",
+)
 def main(
     quick: bool,
     rounds: int | None,
@@ -79,10 +88,12 @@ def main(
         return
     rounds = rounds or (2 if quick else 5)
     seconds = seconds or (0.4 if quick else 2.0)
-    if quick and not only and not ratio:
+    everything = not (quick or only or ratio)
+    if quick and not (only or ratio):
         ratio = ("*",)
-    wanted = [*only, *rows_of(RATIOS, ratio)] or ["*"]
-    names = chosen(everybody, wanted)
+    names = chosen(everybody, ["*"] if everything else [*only, *rows_of(RATIOS, ratio)])
+    if not names:
+        raise click.UsageError("no row and no ratio has such a name; see --list")
     with scratch_directory(directory, _NEEDED_BYTES) as scratch:
         with Benchmark(everybody, names, scratch) as benchmark:
             benchmark.warm_up(seconds / 4)
@@ -93,12 +104,12 @@ def main(
             share = others.share()
         found = report(benchmark.rows, measured, RATIOS, seconds, benchmark.absent, share)
     click.echo(as_text(found))
-    if output:
-        write(found, output)
-    if plot:
+    if output or everything:
+        write(found, output or _RESULTS / "latest.json")
+    if plot or everything:
         from bench.plot import draw  # noqa: PLC0415 - of the benchmark's environment alone
 
-        draw(found, plot)
+        draw(found, plot or _RESULTS / "latest.png")
     sys.exit(1 if found.short_of else 0)
 
 

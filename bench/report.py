@@ -84,6 +84,8 @@ def as_text(found: Report) -> str:
     lines += [f"{name}: left out, {reason}" for name, reason in found.absent.items()]
     lines += ["", "ratios, computed in each round: median (lowest to highest)", ""]
     lines += [_ratio(verdict) for verdict in found.verdicts]
+    if found.short_of:
+        lines += ["", "short of: " + ", ".join(verdict.name for verdict in found.short_of)]
     lines += ["", f"others took {found.others_share:.0%} of the machine meanwhile"]
     if found.others_share > _QUIET_SHARE:
         lines.append("that is too much to conclude anything: measure on an idle machine")

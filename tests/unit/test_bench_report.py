@@ -73,6 +73,7 @@ def test_the_report_names_each_ratio_that_falls_short() -> None:
     found = summed([rates(top=10, bottom=10), rates(top=12, bottom=10)], FAST, EVEN, SOON)
     assert [verdict.name for verdict in found.short_of] == ["fast", "soon"]
     text = as_text(found).splitlines()
+    assert "short of: fast, soon" in text
     (fast,) = (line for line in text if line.startswith("fast"))
     assert "1.10 (1.00 to 1.20)" in fast
     assert fast.endswith("FALLS SHORT")
