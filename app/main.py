@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from prometheus_fastapi_instrumentator import Instrumentator, metrics
+from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -144,29 +144,12 @@ def create_app(settings: Settings | None = None) -> JournalApp:
     app.include_router(router)
     for each in (block_stream, blocks, proofs):
         app.include_router(each.router)
-    observe = metrics.default(registry=journal.metrics.registry)
     instrumentator = Instrumentator(
         excluded_handlers=["/metrics"], registry=journal.metrics.registry
     )
-    if observe is not None:
-        instrumentator.add(observe)
-    instrumentator.instrument(app)
-
-    def observe_entries(scope: Scope, status: int, duration_s: float) -> None:
-        if observe is not None:
-            observe(
-                metrics.Info(
-                    request=Request(scope),
-                    response=None,
-                    method="POST",
-                    modified_handler=ENTRIES_PATH,
-                    modified_status=f"{status // 100}xx",
-                    modified_duration=duration_s,
-                )
-            )
-
+    instrumentator.add(journal.metrics.http.observe).instrument(app)
     app.connections = Connections(max_connections(settings.channel_capacity))
-    app.entries = EntriesEndpoint(journal, guard, observe_entries, app.connections)
+    app.entries = EntriesEndpoint(journal, guard, app.connections)
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))
     return app

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from prometheus_fastapi_instrumentator.metrics import Info
 
 from app.replication.link import Progressed
 from app.wal.files import Volume
@@ -12,6 +13,107 @@ _LATENCY_BUCKETS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 )  # fmt: skip
 _SIZE_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_HTTP_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60,
+)  # fmt: skip
+
+
+class HttpMetrics:
+    """The default metrics of prometheus-fastapi-instrumentator, under their names.
+
+    Its middleware observes the routes with `observe`. What is bound to one route beforehand costs a
+    fraction of that: on the hot path the library's own function would take a third of the time.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._total = Counter(
+            "http_requests_total",
+            "Requests by method, status and handler",
+            ("method", "status", "handler"),
+            registry=registry,
+        )
+        self._request_size = Summary(
+            "http_request_size_bytes",
+            "Content length of requests by handler",
+            ("handler",),
+            registry=registry,
+        )
+        self._response_size = Summary(
+            "http_response_size_bytes",
+            "Content length of answers by handler",
+            ("handler",),
+            registry=registry,
+        )
+        self._duration_highr = Histogram(
+            "http_request_duration_highr_seconds",
+            "Time of requests, in many buckets",
+            buckets=_HTTP_BUCKETS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "http_request_duration_seconds",
+            "Time of requests by method and handler",
+            ("method", "handler"),
+            buckets=(0.01, 0.1, 0.5, 1),
+            registry=registry,
+        )
+
+    def observe(self, info: Info) -> None:
+        """Observe one request, as the library's middleware describes it."""
+        route = self.route(info.method, info.modified_handler)
+        headers = info.response.headers if info.response is not None else {}
+        route.observe(
+            info.modified_status,
+            info.modified_duration,
+            int(info.request.headers.get("content-length", 0)),
+            int(headers.get("content-length", 0)),
+        )
+
+    def route(self, method: str, handler: str) -> "RouteMetrics":
+        """The metrics of one route."""
+        return RouteMetrics(
+            self._total,
+            (method, handler),
+            self._request_size.labels(handler),
+            self._response_size.labels(handler),
+            self._duration_highr,
+            self._duration.labels(method, handler),
+        )
+
+
+class RouteMetrics:
+    """The HTTP metrics of one route."""
+
+    def __init__(
+        self,
+        total: Counter,
+        labels: tuple[str, str],
+        request_size: Summary,
+        response_size: Summary,
+        duration_highr: Histogram,
+        duration: Histogram,
+    ) -> None:
+        self._total = total
+        self._method, self._handler = labels
+        self._by_status: dict[str, Counter] = {}
+        self._request_size = request_size
+        self._response_size = response_size
+        self._duration_highr = duration_highr
+        self._duration = duration
+
+    def observe(
+        self, status: str, duration_s: float, request_bytes: int, response_bytes: int
+    ) -> None:
+        """Observe one request; `status` is its class, such as `2xx`."""
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._total.labels(self._method, status, self._handler)
+            self._by_status[status] = counter
+        counter.inc()
+        self._request_size.observe(request_bytes)
+        self._response_size.observe(response_bytes)
+        self._duration_highr.observe(duration_s)
+        self._duration.observe(duration_s)
 
 
 class JournalMetrics:
@@ -19,6 +121,7 @@ class JournalMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.http = HttpMetrics(registry)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(name, text, labels, registry=registry)

@@ -50,16 +50,21 @@ class IncomingBody:
 class _Reading:
     """A body that is being read: how much of it is there, and why it was refused, if it was."""
 
-    __slots__ = ("limit", "refusal", "size_bytes")
+    __slots__ = ("refusal", "size_bytes", "task", "until")
 
-    def __init__(self, limit: asyncio.Timeout) -> None:
-        self.limit = limit
+    def __init__(self, task: "asyncio.Task[Any] | None", until: float) -> None:
+        self.task = task
+        self.until = until
         self.size_bytes = 0
-        self.refusal = ""
+        self.refusal: HttpProblem | Unavailable | None = None
 
 
 class Bodies:
-    """Reads bodies of at most `max_body_bytes`, unfinished ones of `max_total_bytes` together."""
+    """Reads bodies of at most `max_body_bytes`, unfinished ones of `max_total_bytes` together.
+
+    One timer watches over all of them: a time-out of its own would be a good part of what a small
+    request costs.
+    """
 
     def __init__(
         self, max_body_bytes: int, max_total_bytes: int, max_unfinished: int = MAX_UNFINISHED
@@ -68,33 +73,36 @@ class Bodies:
         self._max_total_bytes = max_total_bytes
         self._max_unfinished = max_unfinished
         self._total_bytes = 0
-        # In the order in which they began.
+        # In the order in which they began, and so of their time limits.
         self._unfinished: dict[_Reading, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     async def read(self, incoming: IncomingBody) -> bytes | bytearray:
         """A whole body; time and size are bounded while it arrives, whatever was announced.
 
         Raises `Unavailable` (refused in favour of others), or a 400, 408 or 413.
         """
-        reading = None
+        reading = self._began()
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
-                reading = self._began(limit)
-                body: bytes | bytearray = await incoming.part()
-                if not incoming.complete:
-                    body = bytearray(body)
-                    self._grown(reading, len(body))
-                while not incoming.complete and len(body) <= self._max_body_bytes:
-                    part = await incoming.part()
+            body: bytes | bytearray = await incoming.part()
+            if not incoming.complete:
+                self._grown(reading, len(body))
+            while not incoming.complete and len(body) <= self._max_body_bytes:
+                if reading.refusal is not None:
+                    raise reading.refusal
+                # Over HTTP/2 the end often comes by itself, with nothing in it.
+                if part := await incoming.part():
+                    if isinstance(body, bytes):
+                        body = bytearray(body)
                     body += part
                     self._grown(reading, len(part))
-        except TimeoutError:
-            if reading is not None and reading.refusal:
-                raise Unavailable(reading.refusal) from None
-            detail = f"the body was not complete after {BODY_TIMEOUT_S:.0f} s"
-            raise HttpProblem(408, "body_timeout", detail) from None
+        except asyncio.CancelledError:
+            if reading.refusal is None or reading.task is None:
+                raise
+            reading.task.uncancel()
+            raise reading.refusal from None
         finally:
-            if reading is not None and not reading.refusal:
+            if reading.refusal is None:
                 self._leave(reading)
         if len(body) > self._max_body_bytes:
             raise self.too_large()
@@ -116,29 +124,45 @@ class Bodies:
         detail = f"the body is larger than {self._max_body_bytes} bytes"
         return HttpProblem(413, "body_too_large", detail)
 
-    def _began(self, limit: asyncio.Timeout) -> _Reading:
+    def _began(self) -> _Reading:
         if len(self._unfinished) >= self._max_unfinished:
-            oldest = next(iter(self._unfinished))
-            self._refuse(oldest, f"more than {self._max_unfinished} bodies are on their way")
-        reading = _Reading(limit)
+            why = f"more than {self._max_unfinished} bodies are on their way"
+            self._refuse(next(iter(self._unfinished)), Unavailable(why))
+        loop = asyncio.get_running_loop()
+        reading = _Reading(asyncio.current_task(), loop.time() + BODY_TIMEOUT_S)
         self._unfinished[reading] = None
+        if self._timer is None:
+            self._timer = loop.call_at(reading.until, self._check_time)
         return reading
 
+    def _check_time(self) -> None:
+        """Refuse what has taken too long; look again when the oldest of the others would have."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        while self._unfinished:
+            oldest = next(iter(self._unfinished))
+            if oldest.until > loop.time():
+                self._timer = loop.call_at(oldest.until, self._check_time)
+                return
+            detail = f"the body was not complete after {BODY_TIMEOUT_S:.0f} s"
+            self._refuse(oldest, HttpProblem(408, "body_timeout", detail))
+
     def _grown(self, reading: _Reading, size_bytes: int) -> None:
-        if reading.refusal:
+        if reading.refusal is not None:
             return
         reading.size_bytes += size_bytes
         self._total_bytes += size_bytes
         while self._total_bytes > self._max_total_bytes:
             largest = max(self._unfinished, key=lambda each: each.size_bytes)
-            self._refuse(largest, f"unfinished bodies hold more than {self._max_total_bytes} bytes")
+            why = f"unfinished bodies hold more than {self._max_total_bytes} bytes"
+            self._refuse(largest, Unavailable(why))
 
-    def _refuse(self, reading: _Reading, why: str) -> None:
-        """End the reading of a body the next time that it waits for a part."""
+    def _refuse(self, reading: _Reading, refusal: HttpProblem | Unavailable) -> None:
+        """End the reading of a body, at once where it waits for a part."""
         self._leave(reading)
-        reading.refusal = why
-        if not reading.limit.expired():
-            reading.limit.reschedule(asyncio.get_running_loop().time())
+        reading.refusal = refusal
+        if reading.task is not None and reading.task is not asyncio.current_task():
+            reading.task.cancel()
 
     def _leave(self, reading: _Reading) -> None:
         del self._unfinished[reading]

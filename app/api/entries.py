@@ -23,7 +23,6 @@ from app.wal.writer import Appended
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-Observe = Callable[[Scope, int, float], None]
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +33,11 @@ _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 class EntriesEndpoint:
     """Reads, decodes and checks a body, journals it, and answers once it is durable."""
 
-    def __init__(
-        self, journal: Journal, guard: Guard, observe: Observe, connections: Connections
-    ) -> None:
+    def __init__(self, journal: Journal, guard: Guard, connections: Connections) -> None:
         settings = journal.settings
         self._journal = journal
         self._guard = guard
-        self._observe = observe
+        self._metrics = journal.metrics.http.route("POST", PATH)
         self._connections = connections
         self._max_body_bytes = settings.max_body_bytes
         self._bodies = Bodies(
@@ -72,7 +69,9 @@ class EntriesEndpoint:
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
         self._connections.answered(peer_of(scope), len(body))
-        self._observe(scope, status, perf_counter() - started)
+        self._metrics.observe(
+            f"{status // 100}xx", perf_counter() - started, headers.content_length, len(body)
+        )
         if not incoming.complete:
             await self._bodies.discard(incoming)
 
