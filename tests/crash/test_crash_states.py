@@ -136,6 +136,6 @@ def contents(machine: Machine) -> tuple[Hashable, ...]:
     files = {**disk.contents(SETTINGS.data_dir), **disk.contents(SETTINGS.wal_dir)}
     return (
         *sorted(files.items()),
-        (len(disk.nodes), sum(len(node.changes) for node in disk.nodes.values())),
+        (disk.is_durable, len(disk.nodes), sum(len(n.changes) for n in disk.nodes.values())),
         store and (len(store.pairs), len(store.batches)),
     )

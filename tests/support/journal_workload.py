@@ -173,6 +173,7 @@ class Keeper:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._times_given_back = 0
+        self._failures: list[BaseException] = []
         self.keeper = CheckpointKeeper(
             life.files,
             SETTINGS.checkpoint_path,
@@ -181,7 +182,9 @@ class Keeper:
             self._keep_from,
             lambda given_back: self._count(),
             None if life.blocks is None else life.blocks.sync,
+            self._failures.append,
         )
+        life.opened.log.kept_from = lambda: self.keeper.current.retained_offset
         self.keeper.start()
 
     async def follow(self, end: int) -> None:
@@ -207,6 +210,8 @@ class Keeper:
                     and times == self._times_given_back
                 )
             ):
+                if self._failures:
+                    raise self._failures[0]
                 await asyncio.sleep(0)
 
     def _keep_from(self) -> int:
