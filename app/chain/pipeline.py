@@ -8,7 +8,6 @@ prepared from is a value and stays as it is: dropping the prepared block undoes 
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import chain
 from typing import Final, NamedTuple
 
 from app.chain import merkle, sparse
@@ -20,9 +19,9 @@ from app.chain.header import (
     Roots,
     batch_root,
     block_hash,
-    command_identity,
+    command_identities,
     commands_hash,
-    event_hash,
+    event_hashes,
     global_leaf_value,
 )
 from app.chain.merkle import LogAppend, LogState
@@ -104,11 +103,11 @@ def prepare_block(
     """
     if not commands:
         raise InvariantError("a block without commands")
-    identities = [command_identity(entry) for entry in commands]
-    events = chain.from_iterable(entry.events for entry in commands)
+    identities = command_identities(commands)
+    events = [event for entry in commands for event in entry.events]
     batch_commands_hash = commands_hash(identities)
     log = merkle.append(before.commands, identities)
-    obligations = merkle.append(before.obligations, map(event_hash, events))
+    obligations = merkle.append(before.obligations, event_hashes(events))
     # As long as both logs get the same leaves, they are the same log.
     same = before.intents == before.commands
     intents = log if same else merkle.append(before.intents, identities)

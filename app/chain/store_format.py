@@ -42,6 +42,7 @@ RISK_TREE: Final = b"r"
 UUID_BYTES: Final = 16
 # Bounds what is read for one node, whatever the size of a block.
 RUN_NODES: Final = 256
+_RUN_BYTES: Final = RUN_NODES * HASH_BYTES
 
 _run: Final = Layout(">cBQ")
 _TREE_KEY_BYTES: Final = 1 + len(encode_key(NodeKey(0, 0, 0)))
@@ -178,9 +179,9 @@ def first_leaf_of_key(key: bytes) -> int | None:
 def split_runs(log: bytes, runs: Sequence[NodeRun]) -> Iterator[tuple[bytes, bytes]]:
     """Split an append's nodes into stored runs, keys and values."""
     for level, start, hashes in runs:
-        for index in range(0, len(hashes), RUN_NODES):
-            chunk = hashes[index : index + RUN_NODES]
-            yield _run.pack(log, level, start + index), b"".join(chunk)
+        for at in range(0, len(hashes), _RUN_BYTES):
+            key = _run.pack(log, level, start + at // HASH_BYTES)
+            yield key, hashes[at : at + _RUN_BYTES]
 
 
 def node_in_run(pair: tuple[bytes, bytes], wanted: bytes) -> bytes | None:

@@ -1,5 +1,6 @@
 """A log as a store would keep it: every complete node in a dictionary."""
 
+from app.chain.bulk import split
 from app.chain.merkle import LogAppend, LogState, append
 
 
@@ -12,7 +13,7 @@ class StoredLog:
 
     def apply(self, prepared: LogAppend) -> None:
         for run in prepared.runs:
-            for index, node in enumerate(run.hashes, run.start):
+            for index, node in enumerate(split(run.hashes), run.start):
                 assert (run.level, index) not in self.nodes, "a complete node never changes"
                 self.nodes[run.level, index] = node
         self.state = prepared.state
