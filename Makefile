@@ -89,6 +89,10 @@ crash-states: $(DEVELOPING) ## Recover 200,000 crash states (CRASH_STATES=N; CRA
 bench: $(BENCHMARKING) ## Measure everything side by side; fails when a ratio falls short (minutes)
 	@.venv-bench/bin/python -m bench $(ARGS)
 
+.PHONY: bench-attacks
+bench-attacks: $(DEVELOPING) ## Measure what honest clients notice of attacks; fails at twice their quiet p99
+	@$(BIN)/python -m bench.attacks $(ARGS)
+
 .PHONY: bench-quick
 bench-quick: $(BENCHMARKING) ## Measure every ratio in less than a minute
 	@.venv-bench/bin/python -m bench --quick $(ARGS)

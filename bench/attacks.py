@@ -1,0 +1,166 @@
+"""What honest clients notice of an attack: the 99th percentile of their acknowledgements.
+
+One service, one honest client over HTTP/2 at a fixed rate, and an attacker in a process of its own
+that is there in every other phase: quiet, attacked, quiet, and so on, so that what else the machine
+does meets both. Each phase's first moments are not counted. The exit status is 1 when the
+percentile under attack is twice the quiet one or more, over all phases of one attack.
+
+Needs no Postgres. `python -m bench.attacks [ATTACK …]`; about half a minute for each.
+"""
+
+import asyncio
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
+from statistics import quantiles
+from typing import Final
+
+import httpx
+from hyperframe.frame import PingFrame, SettingsFrame
+
+from tests.support.http_entries import MSGPACK, msgpack_entry, packed
+from tests.support.raw_http import RawConnection, RawHttp2
+from tests.support.service import Service
+
+PHASES: Final = 6
+PHASE_S: Final = 2.5
+WARM_S: Final = 0.5
+RATE: Final = 100
+ENTRIES: Final = 10
+MOST: Final = 2.0
+# An attacker as fast as this machine can be would measure the machine alone: 2 cores serve both.
+PAUSE_S: Final = 0.02
+NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
+BODY: Final = (("content-type", MSGPACK),)
+
+
+def rapid_resets(port: int) -> None:
+    """Connections of streams that are reset at once, until each is ended by the server."""
+    with RawHttp2(port) as attacker:
+        while True:
+            stream, headers = attacker.headers(more=BODY)
+            if not attacker.send(headers + attacker.reset(stream)):
+                return
+
+
+def stream_flood(port: int) -> None:
+    """As many streams as there may be, left open with the beginning of a body."""
+    with RawHttp2(port) as attacker:
+        for _ in range(256):
+            stream, headers = attacker.headers(more=BODY)
+            attacker.send(headers + attacker.data(stream, b"\x81"))
+
+
+def silent_connections(port: int) -> None:
+    """Hundreds of connections that say nothing."""
+    attackers = [RawConnection(port) for _ in range(200)]
+    time.sleep(0.2)
+    for attacker in attackers:
+        attacker.socket.close()
+
+
+def pings(port: int) -> None:
+    """Frames that want an answer, which is not read."""
+    with RawHttp2(port) as attacker:
+        attacker.socket.settimeout(0.2)
+        with suppress(TimeoutError):
+            attacker.send(PingFrame(0, opaque_data=b"8 bytes.").serialize() * 10_000)
+
+
+def no_window(port: int) -> None:
+    """Answers that are asked for and can't be sent."""
+    with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
+        for _ in range(16):
+            _, headers = attacker.headers("GET", "/healthz", end=True)
+            attacker.send(headers)
+
+
+def large_bodies(port: int) -> None:
+    """Bodies of a megabyte that hold a hundred times as much."""
+    value = b"\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
+    body = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
+        b"\xa1a\xc0", b"\xa1a" + value
+    )
+    httpx.post(f"http://127.0.0.1:{port}/entries", content=body, headers=dict(BODY))
+    time.sleep(0.2)
+
+
+ATTACKS: Final[dict[str, Callable[[int], None]]] = {
+    attack.__name__: attack
+    for attack in (rapid_resets, stream_flood, silent_connections, pings, no_window, large_bodies)
+}
+
+
+def attack_for_ever(name: str, port: int) -> None:
+    """The attacker's process: again and again, until it is ended."""
+    while True:
+        with suppress(OSError, httpx.HTTPError):
+            ATTACKS[name](port)
+        time.sleep(PAUSE_S)
+
+
+async def phase(client: httpx.AsyncClient) -> list[float]:
+    """Latencies in seconds of one phase, each from when the request was due."""
+    latencies: list[float] = []
+    started = time.perf_counter()
+
+    async def send(due: float) -> None:
+        body = packed(*(msgpack_entry() for _ in range(ENTRIES)))
+        response = await client.post("/entries", content=body, headers=dict(BODY))
+        if response.status_code != 200:
+            raise RuntimeError(f"an honest client got {response.status_code}: {response.text}")
+        if due - started > WARM_S:
+            latencies.append(time.perf_counter() - due)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(PHASE_S * RATE)):
+            due = started + number / RATE
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(send(due))
+    return latencies
+
+
+async def measure(service: Service, name: str) -> bool:
+    """All phases of one attack; whether what honest clients noticed is within the limit."""
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[bool, list[float]] = {False: [], True: []}
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(
+        base_url=service.url, http1=False, http2=True, timeout=30, trust_env=False, limits=limits
+    ) as client:
+        for _, attacked in zip(range(PHASES), cycle((False, True)), strict=False):
+            attacker = spawn.Process(target=attack_for_ever, args=(name, service.port), daemon=True)
+            if attacked:
+                attacker.start()
+            try:
+                found[attacked] += await phase(client)
+            finally:
+                if attacked:
+                    attacker.kill()
+                    attacker.join()
+    quiet, attacked_p99 = (quantiles(found[each], n=100)[98] * 1000 for each in (False, True))
+    ratio = attacked_p99 / quiet
+    line = f"{name:20} {quiet:8.2f} ms quiet {attacked_p99:8.2f} ms attacked {ratio:6.2f} times"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    return ratio < MOST
+
+
+def main() -> int:
+    """Measure the attacks that are named, or all."""
+    names = sys.argv[1:] or list(ATTACKS)
+    with tempfile.TemporaryDirectory(prefix="bench-attacks-") as folder:
+        data_dir = Path(folder) / "data"
+        with Service(data_dir, NO_DATABASE, ALLOW_NEW_WAL="true") as service:
+            service.start()
+            results = [asyncio.run(measure(service, name)) for name in names]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
