@@ -26,7 +26,7 @@ from tests.support.simulated_machine import NO_KEYS, Machine
 
 STATES: Final = int(os.environ.get("CRASH_STATES") or 10_000)
 LIVES: Final = 8
-STEPS: Final = 16
+STEPS: Final = 12
 # Combinations of what survives that are tried of a moment.
 MASKS: Final = 16
 SECTOR_BYTES: Final = (512, 512, 4096)

@@ -22,8 +22,7 @@ from tests.support.simulated_machine import Machine
 LARGEST_BYTES: Final = 2500
 # Calls that must succeed, and what is in the names of their files.
 _BREAKING: Final = (
-    ("sync", ".wal"),
-    ("sync", ".wal"),
+    *[("sync", ".wal")] * 5,
     ("sync", ".tmp"),
     ("write", ".wal"),
     ("write", ".tmp"),
@@ -77,7 +76,7 @@ class Workload:
                     await self._replicate(life, keeper)
                 case "fault":
                     self._append_without_room(life)
-        match self.rng.choice(["stopped", "killed", "broken"]):
+        match self.rng.choice(["stopped", "killed", "broken", "broken"]):
             case "stopped":
                 await keeper.keeper.stop()
             case "broken":
@@ -203,12 +202,8 @@ class Keeper:
         )
         async with asyncio.timeout(30):
             # It tells nobody when it goes back.
-            while (  # noqa: ASYNC110
-                self.keeper.current.wal_offset != end
-                or (
-                    kept_from < self.keeper.current.retained_offset
-                    and times == self._times_given_back
-                )
+            while self.keeper.current.wal_offset != end or (
+                kept_from < self.keeper.current.retained_offset and times == self._times_given_back
             ):
                 if self._failures:
                     raise self._failures[0]
