@@ -1,0 +1,129 @@
+"""Which connections are cut off, and when: over real sockets, with the time given."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from time import monotonic
+
+import pytest
+
+from app.api.connections import CROWDED_IDLE_S, FIRST_REQUEST_S, IDLE_S, Connections, Peer
+
+
+class Server:
+    """Accepts connections in this process, as the server does in the worker's."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self._clients: dict[Peer, socket.socket] = {}
+        self.accepted: dict[Peer, socket.socket] = {}
+
+    def connect(self) -> Peer:
+        client = self._stack.enter_context(socket.create_connection(self._listener.getsockname()))
+        accepted, _ = self._listener.accept()
+        peer: Peer = client.getsockname()
+        self._clients[peer] = client
+        self.accepted[peer] = self._stack.enter_context(accepted)
+        return peer
+
+    def is_cut(self, peer: Peer) -> bool:
+        client = self._clients[peer]
+        client.setblocking(False)
+        try:
+            return client.recv(1 << 20) == b""
+        except BlockingIOError:
+            return False
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with ExitStack() as stack:
+        yield Server(stack)
+
+
+def test_one_that_never_asks_for_anything_is_cut_off(server: Server) -> None:
+    connections, peer, now = Connections(100), server.connect(), monotonic()
+    for later_s in (0.0, FIRST_REQUEST_S):
+        connections.check(now + later_s)
+        assert not server.is_cut(peer)
+    connections.check(now + FIRST_REQUEST_S + 1)
+    assert server.is_cut(peer)
+
+
+def test_one_that_has_asked_may_be_idle_for_longer(server: Server) -> None:
+    connections, peer = Connections(100), server.connect()
+    connections.began(peer)
+    connections.ended(peer)
+    now = monotonic()
+    connections.check(now + IDLE_S - 1)
+    assert not server.is_cut(peer)
+    connections.check(now + IDLE_S + 1)
+    assert server.is_cut(peer)
+
+
+def test_one_with_a_request_in_progress_stays_however_long_it_takes(server: Server) -> None:
+    connections, peer = Connections(1), server.connect()
+    connections.began(peer)
+    for hours in range(3):
+        connections.check(monotonic() + 3600 * hours)
+    assert not server.is_cut(peer)
+
+
+def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> None:
+    connections = Connections(4)
+    used, *silent = [server.connect() for _ in range(4)]
+    connections.began(used)
+    connections.ended(used)
+    now = monotonic()
+    connections.check(now)
+    assert not any(map(server.is_cut, server.accepted))
+    connections.check(now + CROWDED_IDLE_S + 1)
+    assert not server.is_cut(used)
+    assert sum(map(server.is_cut, silent)) == 1
+
+
+def test_beyond_the_bound_those_that_take_the_least_of_their_answers_are_cut_off(
+    server: Server,
+) -> None:
+    connections = Connections(100, max_untaken_bytes=10_000)
+    taking, not_taking, small = [server.connect() for _ in range(3)]
+    server.accepted[taking].sendall(bytes(20_000))
+    for peer, answer_bytes in ((taking, 20_000), (not_taking, 9_000), (small, 2_000)):
+        connections.began(peer)
+        connections.answered(peer, answer_bytes)
+        connections.ended(peer)
+    connections.check(monotonic())
+    assert [server.is_cut(peer) for peer in (taking, not_taking, small)] == [False, True, False]
+
+
+def test_a_client_that_takes_an_answer_slowly_is_not_idle(server: Server) -> None:
+    connections, peer = Connections(100), server.connect()
+    connections.began(peer)
+    connections.answered(peer, 1 << 20)
+    connections.ended(peer)
+    now = monotonic()
+    for minute in range(1, 4):
+        server.accepted[peer].sendall(bytes(1000))
+        connections.check(now + 59 * minute)
+        assert not server.is_cut(peer)
+    connections.check(now + 59 * 3 + IDLE_S + 1)
+    assert server.is_cut(peer)
+
+
+def test_a_connection_that_this_process_has_made_itself_is_none_of_its_business(
+    server: Server,
+) -> None:
+    elsewhere = socket.socketpair()
+    peer = server.connect()
+    now = monotonic()
+    connections = Connections(100)
+    connections.check(now)
+    connections.check(now + 1000)
+    assert server.is_cut(peer)
+    for end in elsewhere:
+        end.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            end.recv(1)
+    for end in elsewhere:
+        end.close()
