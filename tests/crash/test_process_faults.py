@@ -1,4 +1,4 @@
-"""What may befall the process: its files taken away, no descriptors, no memory, another time."""
+"""What may befall the process: its files taken away, no descriptors, no memory."""
 
 import shutil
 import socket
@@ -10,8 +10,6 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from tests.support.cold_keys import ADDRESS, KEY
-from tests.support.http_entries import flush
 from tests.support.memory_cgroup import memory_cgroup
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
@@ -23,8 +21,6 @@ SETTINGS: Final[dict[str, Any]] = {
     "WAL_SEGMENT_BYTES": 65536,
     "SHUTDOWN_TIMEOUT_S": 0,
 }
-FAKETIME: Final = "/usr/lib/*-linux-gnu/faketime/libfaketimeMT.so.1"
-DAYS_S: Final = 24 * 3600
 
 
 def segments(service: Service) -> list[Path]:
@@ -75,7 +71,7 @@ def test_more_connections_than_descriptors_keep_nobody_from_journaling(tmp_path:
         check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
 
 
-def test_a_process_without_any_descriptor_left_stops_clearly_or_goes_on(tmp_path: Path) -> None:
+def test_a_process_without_any_descriptor_left_stops_clearly(tmp_path: Path) -> None:
     with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
         service.start()
         conversation = Conversation(size=6000)
@@ -111,40 +107,3 @@ def test_a_process_that_is_killed_for_want_of_memory_keeps_the_promise(tmp_path:
         for each in conversations:
             others = [other for other in conversations if other is not each]
             check_promise(each, service.data_dir, NOWHERE, others=others, **SETTINGS)
-
-
-def test_a_clock_that_jumps_a_week_ahead_and_back_changes_nothing_but_times(
-    tmp_path: Path, database_url: str
-) -> None:
-    library = next(Path("/").glob(FAKETIME.removeprefix("/")), None)
-    if library is None:
-        pytest.skip("libfaketime is not installed: the clock can't jump")
-    offset, key = tmp_path / "offset", tmp_path / "key"
-    offset.write_text("+0")
-    key.write_text(KEY.hex())
-    key.chmod(0o600)
-    settings = {
-        **SETTINGS,
-        "AUTO_MIGRATE": "false",
-        "SHUTDOWN_TIMEOUT_S": 30,
-        "BLOCK_COMMANDS": "*",
-    }
-    with Service(tmp_path / "data", database_url, COLD_KEY_FILE=key, **settings) as service:
-        service.wrapper = (
-            *("env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={offset}"),
-            *("FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"),
-        )
-        service.start()
-        conversation = Conversation(size=6000)
-        with service.client() as client:
-            for jump_s in (0, 7 * DAYS_S, -7 * DAYS_S, 0):
-                offset.write_text(f"{jump_s:+d}")
-                assert set(conversation.send_all(client, 4)) == {200}
-                flush(client)
-                assert client.get("/readyz").status_code == 200
-        verified = service.command("verify", service.url, "--cold-address", ADDRESS)
-        assert verified.returncode == 0, verified.stdout + verified.stderr
-        assert "Traceback" not in service.log
-        assert service.terminate() == 0
-        check_promise(conversation, service.data_dir, database_url, **settings)
-        service.start()

@@ -86,7 +86,7 @@ LOG_CASES: Final = [
     *faults("openat", "wal/{next}.wal", "1", EMFILE=Outcome.STOPS),
     *faults("fsync", "wal", "2", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("ftruncate", FIRST, "1", EIO=Outcome.STOPS),
-    *faults("fallocate", FIRST, "1", EIO=Outcome.UNNOTICED, ENOSPC=Outcome.UNNOTICED),
+    *faults("fallocate", FIRST, "1", EOPNOTSUPP=Outcome.UNNOTICED, ENOSPC=Outcome.UNNOTICED),
     *faults("write", "commitments/000004.log", "3", EIO=Outcome.STOPS, ENOSPC=Outcome.UNNOTICED),
 ]
 START_CASES: Final = [

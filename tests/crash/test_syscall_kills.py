@@ -27,9 +27,9 @@ from tests.support.service import Service
 ALL: Final = "CRASH_SYSCALLS" in os.environ
 # The processors of a CI machine: a start is bound by them.
 AT_ONCE: Final = 2
-MORE: Final = 4
+MORE: Final = 2
 # The kinds of calls on files of the commitment store are many, and RocksDB's own.
-STORE_KINDS: Final = 8
+STORE_KINDS: Final = 5
 REACHED: Final = 0.8
 REQUESTS: Final = 12
 ENTRY_BYTES: Final = 6000

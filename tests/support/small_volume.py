@@ -15,8 +15,6 @@ class FileSystemKind(StrEnum):
 
     TMPFS = "tmpfs"
     EXT4 = "ext4"
-    # Without extents there is no fallocate.
-    EXT3 = "ext3"
 
 
 @contextmanager
