@@ -8,6 +8,7 @@ small ones whatever a hostile client does; beyond so many, the oldest one is.
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from app.api.problems import HttpProblem
@@ -56,7 +57,9 @@ class _Reading:
         self.task = task
         self.until = until
         self.size_bytes = 0
-        self.refusal: HttpProblem | Unavailable | None = None
+        # Made when it is raised: kept here, it would keep the body, by its traceback, until the
+        # next collection of cycles.
+        self.refusal: Callable[[], HttpProblem | Unavailable] | None = None
 
 
 class Bodies:
@@ -89,7 +92,7 @@ class Bodies:
                 self._grown(reading, len(body))
             while not incoming.complete and len(body) <= self._max_body_bytes:
                 if reading.refusal is not None:
-                    raise reading.refusal
+                    raise reading.refusal()
                 # Over HTTP/2 the end often comes by itself, with nothing in it.
                 if part := await incoming.part():
                     if isinstance(body, bytes):
@@ -100,7 +103,7 @@ class Bodies:
             if reading.refusal is None or reading.task is None:
                 raise
             reading.task.uncancel()
-            raise reading.refusal from None
+            raise reading.refusal() from None
         finally:
             if reading.refusal is None:
                 self._leave(reading)
@@ -127,7 +130,7 @@ class Bodies:
     def _began(self) -> _Reading:
         if len(self._unfinished) >= self._max_unfinished:
             why = f"more than {self._max_unfinished} bodies are on their way"
-            self._refuse(next(iter(self._unfinished)), Unavailable(why))
+            self._refuse(next(iter(self._unfinished)), partial(Unavailable, why))
         loop = asyncio.get_running_loop()
         reading = _Reading(asyncio.current_task(), loop.time() + BODY_TIMEOUT_S)
         self._unfinished[reading] = None
@@ -145,7 +148,7 @@ class Bodies:
                 self._timer = loop.call_at(oldest.until, self._check_time)
                 return
             detail = f"the body was not complete after {BODY_TIMEOUT_S:.0f} s"
-            self._refuse(oldest, HttpProblem(408, "body_timeout", detail))
+            self._refuse(oldest, partial(HttpProblem, 408, "body_timeout", detail))
 
     def _grown(self, reading: _Reading, size_bytes: int) -> None:
         if reading.refusal is not None:
@@ -155,9 +158,9 @@ class Bodies:
         while self._total_bytes > self._max_total_bytes:
             largest = max(self._unfinished, key=lambda each: each.size_bytes)
             why = f"unfinished bodies hold more than {self._max_total_bytes} bytes"
-            self._refuse(largest, Unavailable(why))
+            self._refuse(largest, partial(Unavailable, why))
 
-    def _refuse(self, reading: _Reading, refusal: HttpProblem | Unavailable) -> None:
+    def _refuse(self, reading: _Reading, refusal: Callable[[], HttpProblem | Unavailable]) -> None:
         """End the reading of a body, at once where it waits for a part."""
         self._leave(reading)
         reading.refusal = refusal
