@@ -46,7 +46,7 @@ compile develop.txt pyproject.toml "$build_requires" --extra embedded --extra bu
 compile serve.txt pyproject.toml "$build_requires" --extra embedded --extra bulk --constraint "$locks/develop.txt"
 compile image.txt pyproject.toml --constraint "$locks/develop.txt"
 compile build.txt "$build_requires" --constraint "$locks/develop.txt"
-compile bench.txt pyproject.toml "$build_requires" --extra embedded --group bench \
+compile bench.txt pyproject.toml "$build_requires" --extra embedded --extra bulk --group bench \
     --constraint "$locks/develop.txt"
 compile tools.txt --group tools
 

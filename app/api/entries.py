@@ -4,6 +4,7 @@ The FastAPI application hands these requests over before its own stack, and docu
 (`app.api.schema`).
 """
 
+import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -16,7 +17,7 @@ from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.security import Guard
 from app.model.codec import RequestCodec
-from app.model.weight import check_weight
+from app.model.weight import check_weight, is_light
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -85,9 +86,14 @@ class EntriesEndpoint:
         body = await self._bodies.read(incoming)
         if gzip:
             body = self._inflate(body)
-        check_weight(
-            body, json=json, max_body_bytes=self._max_body_bytes, max_entries=self._max_entries
-        )
+        if not is_light(body, self._max_body_bytes):
+            await asyncio.to_thread(
+                check_weight,
+                body,
+                json=json,
+                max_body_bytes=self._max_body_bytes,
+                max_entries=self._max_entries,
+            )
         request = self._codec.prepare(body, json=json)
         del body
         self._guard.charge(scope, grant, len(request.entries))

@@ -58,6 +58,14 @@ _outline: Final = msgspec.msgpack.Decoder(_Outline)
 _entries: Final = msgspec.msgpack.Decoder(_Entries)
 
 
+def is_light(body: bytes | bytearray, max_body_bytes: int) -> bool:
+    """Whether a body is so short that it can't be too large in memory: `check_weight` is at once.
+
+    Else it may take a tenth of a second, and belongs in a thread of its own.
+    """
+    return len(body) <= max_body_bytes // _LIGHT_BODY
+
+
 def check_weight(
     body: bytes | bytearray, *, json: bool, max_body_bytes: int, max_entries: int
 ) -> None:
@@ -66,7 +74,7 @@ def check_weight(
     What else may be wrong with it is left to the decoder. Raises `TooManyEntries`, `TooManyValues`,
     or `InvalidEntries` for MessagePack of other keys than `entries`.
     """
-    if len(body) <= max_body_bytes // _LIGHT_BODY:
+    if is_light(body, max_body_bytes):
         return
     if json:
         _check_json(body, max_body_bytes // _JSON_VALUES)
