@@ -140,7 +140,7 @@ class ChainCheck:
 
     def may_sign(self, signer: bytes) -> bool:
         """Whether a delegation to `signer` is known, or none is needed."""
-        return signer == NO_SIGNER or signer in self._delegations
+        return signer == NO_SIGNER or bool(self._delegations.get(signer))
 
     def add_delegation(self, delegation: Delegation, height: int | None = None) -> None:
         """Check a delegation and let it count from here on. Raises `Fault`."""

@@ -32,6 +32,8 @@ class _Run:
         self._check = check
         self._start: Final = check.position.height
         self._confirmed = self._start == 0
+        # Delegations that are not right, until a block shows where one would have been needed.
+        self._faulty: dict[bytes, Fault] = {}
 
     async def blocks(self, on_block: Callable[[Block], None]) -> None:
         check, source = self._check, self._source
@@ -52,6 +54,8 @@ class _Run:
                     stated, found = newest.block_hash, check.position.block_hash
                     if stated != found:
                         raise Fault(height, "block_hash of the newest block", found, stated)
+        if self._faulty:
+            raise next(iter(self._faulty.values()))
         if check.position.height == self._start:
             self._found_none()
         if newest is not None and newest.height >= check.position.height:
@@ -73,6 +77,9 @@ class _Run:
         if check.may_sign(header.signer) or block.authority is not None:
             return
         await self._learn_delegations()
+        if self._faulty and not check.may_sign(header.signer):
+            fault = self._faulty.get(header.signer) or next(iter(self._faulty.values()))
+            raise Fault(check.position.height, fault.field, fault.expected, fault.found)
         at_start = check.position.height == self._start
         if (
             at_start
@@ -87,7 +94,10 @@ class _Run:
 
     async def _learn_delegations(self) -> None:
         for delegation in await self._source.authorities():
-            self._check.add_delegation(delegation)
+            try:
+                self._check.add_delegation(delegation)
+            except Fault as fault:
+                self._faulty.setdefault(delegation.delegate, fault)
 
     def _found_none(self) -> None:
         if self._start == 0:

@@ -183,7 +183,10 @@ async def test_a_flipped_bit_in_a_delegation_is_found(service: BlockService, fie
         if path == "/authorities":
             body["authorities"][-1][field] = flip(body["authorities"][-1][field])
 
-    assert "delegation" in (await fault_of(service, change)).field
+    fault = await fault_of(service, change)
+    assert "delegation" in fault.field
+    # The oldest delegation: what it was needed for is the first block.
+    assert fault.height == 0
 
 
 def commands_of(height: int, change: Callable[[list[Any]], None]) -> Change:
