@@ -12,7 +12,8 @@ from fastapi import Request, Response
 from app.api.answers import prefers_msgpack
 from app.api.formats import encode
 
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
+# Not `public`: a shared cache must not keep what was answered to a token (RFC 9111, 3.5).
+IMMUTABLE: Final = "max-age=31536000, immutable"
 REVALIDATED: Final = "no-cache"
 CACHED_HEADERS: Final[dict[str, Any]] = {
     "ETag": {"description": "Strong; each format has its own", "schema": {"type": "string"}},

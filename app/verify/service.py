@@ -202,12 +202,12 @@ class ServiceSource:
         """Ask; raises `Unverifiable` for any answer but a good one."""
         answer = await self._find(path, kind, **query)
         if answer is None:
-            raise Unverifiable(f"{self._client.base_url}{path}: there is nothing (404)")
+            raise Unverifiable(f"{self._client.base_url.join(path)}: there is nothing (404)")
         return answer
 
     async def _find(self, path: str, kind: type[Answer], **query: str | int) -> Answer | None:
         """Ask; None for 404."""
-        url = f"{self._client.base_url}{path}"
+        url = f"{self._client.base_url.join(path)}"
         try:
             async with self._client.stream("GET", path, params=query) as response:
                 body = bytearray()

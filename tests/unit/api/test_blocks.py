@@ -18,7 +18,7 @@ from tests.support.block_service import BlockService, serving
 from tests.support.http_entries import MSGPACK, refused
 from tests.support.journal_entries import make_entry, make_event
 
-IMMUTABLE = "public, max-age=31536000, immutable"
+IMMUTABLE = "max-age=31536000, immutable"
 NUMBERS = ("batch_seq", "command_count", "first_seq", "timestamp")
 
 

@@ -15,7 +15,7 @@ from tests.support.http_entries import MSGPACK, refused
 from tests.support.journal_entries import make_entry
 
 SIZES = (1, 2, 1, 4, 3, 7)
-IMMUTABLE = "public, max-age=31536000, immutable"
+IMMUTABLE = "max-age=31536000, immutable"
 
 
 def tick() -> Entry:
