@@ -105,6 +105,10 @@ bench-endurance: $(BENCHMARKING) ## Measure the journal before and after 10 mill
 bench-faults: $(DEVELOPING) ## Measure what clients notice of a Postgres that hangs (2 minutes)
 	@$(BIN)/python -m bench.postgres_hung $(ARGS)
 
+.PHONY: bench-proofs
+bench-proofs: $(DEVELOPING) ## Measure inclusion proofs in a log of a million commands (2 minutes)
+	@$(BIN)/python -m bench.proofs $(ARGS)
+
 .PHONY: soak
 soak: $(DEVELOPING) ## Kill every process at random under mixed load for ten minutes (SOAK_SECONDS)
 	@SOAK_SECONDS=$${SOAK_SECONDS:-600} $(BIN)/pytest -s tests/crash/test_soak.py $(ARGS)

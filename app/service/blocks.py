@@ -85,6 +85,12 @@ class BlockProducer:
         self._reopen = reopen
         self._applied_end = end
         self._journaled: bytes | None = None
+        newest = store.latest()
+        self._was_signed = newest is not None and newest.header.signer != NO_SIGNER
+        if signer is None and self._was_signed:
+            _log.warning(
+                "blocks were signed so far, and are not from now on: COLD_KEY_FILE is missing"
+            )
         self._starved = False
 
     @property
@@ -94,9 +100,9 @@ class BlockProducer:
 
     @property
     def signing(self) -> str:
-        """`off` without a cold key, `ok`, or `degraded`: blocks stay unsigned for now."""
+        """`off` without a cold key, `ok`, or `degraded`: blocks of a signed chain are not now."""
         if self._signer is None:
-            return "off"
+            return "degraded" if self._was_signed else "off"
         return "ok" if self._signer.fault is None else "degraded"
 
     def prepare(self, entries: Sequence[Entry]) -> PendingBlock | None:
