@@ -28,8 +28,9 @@ from app.model.entry import Entry
 from app.replication.reader import EnvironmentSummary
 from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, HotKey
+from app.service.journal import Journal
 from app.service.logged_blocks import LoggedBlocks
-from app.service.opening import open_log
+from app.service.opening import open_log, open_store
 from app.wal.files import FileSystem
 from app.wal.sync import FdatasyncSyncer
 from app.wal.writer import Appended, Committed, Outcome, WalWriter
@@ -68,13 +69,15 @@ class BlockService:
 
     def __init__(self, data_dir: Path, dsn: str | None = None, **settings: Any) -> None:
         self.settings = make_settings(data_dir, **{"allow_new_wal": True, **settings})
+        self.journal = Journal(self.settings)
+        """Not opened: it lends what opens the store anew, and tells how the parts are."""
         self.signer = FixedSigner()
         self.retained = 0
         self.database_down = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
         files = FileSystem()
-        store = self._open_store()
+        store = open_store(self.settings)
         opened = open_log(
             files, self.settings, FdatasyncSyncer(files), EnvironmentSummary(), lambda: 1, store
         )
@@ -84,8 +87,9 @@ class BlockService:
             self.signer,
             opened.log.wal_id,
             opened.log.end,
-            self._open_store,
+            partial(self.journal._reopen_store, opened.log.wal_id),  # noqa: SLF001 - the real one
         )
+        self.journal._producer = self.producer  # noqa: SLF001 - as in `Journal.open`
         self.writer = WalWriter(
             opened.log,
             opened.index,
@@ -126,11 +130,15 @@ class BlockService:
 
     async def commit_all(self, batches: list[tuple[Entry, ...]]) -> list[Appended]:
         """Journal batches, one after the other."""
+        outcomes = await self.outcomes(batches)
+        return [outcome for outcome in outcomes if isinstance(outcome, Appended)]
+
+    async def outcomes(self, batches: list[tuple[Entry, ...]]) -> list[Outcome]:
+        """What becomes of batches that are submitted one after the other."""
         futures: list[asyncio.Future[Outcome]] = [self._loop.create_future() for _ in batches]
         for entries, future in zip(batches, futures, strict=True):
             self.writer.submit(request(*entries), future.set_result)
-        outcomes = await asyncio.wait_for(asyncio.gather(*futures), 60)
-        return [outcome for outcome in outcomes if isinstance(outcome, Appended)]
+        return await asyncio.wait_for(asyncio.gather(*futures), 60)
 
     async def close(self) -> None:
         """Stop everything; a second time does nothing."""
@@ -140,14 +148,6 @@ class BlockService:
         self.view.close()
         await asyncio.to_thread(self.writer.close)
         self.store.close()
-
-    def _open_store(self) -> CommitmentStore:
-        return CommitmentStore.open(
-            self.settings.data_dir / "commitments",
-            ENVIRONMENT,
-            prune_window=1,
-            pruning_enabled=False,
-        )
 
     def _deliver(self, committed: Committed) -> None:
         self._loop.call_soon_threadsafe(partial(self._committed, committed))
