@@ -6,12 +6,15 @@ found.
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
 
+from app.chain.header import Header, block_hash
 from app.chain.pipeline import first_difference, prepare_block
 from app.chain.store import CommitmentStore
+from app.chain.store_format import StoredBlock
 from app.errors import CorruptionError, DatabaseUnavailable, StartRefused
 from app.replication.block_reader import BlockReader
 from app.service.blocks import block_commands
@@ -115,15 +118,18 @@ def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) 
     if height < store.state.height:
         known = store.block(height)
         if known is None or known.header != header:
-            raise refuse("the commitment store holds another block at this height")
+            raise refuse(f"a second block at this height: {_contrast(known, header)}")
         return 0
     if height > store.state.height:
         raise refuse(
             f"a gap: expected block {store.state.height}, where the commitment store is; "
             "`journal commitments rebuild` can rebuild it from Postgres"
         )
-    if len(indices) != header.command_count or not _are_positions(indices, len(record.commands)):
+    if len(indices) != header.command_count:
         raise refuse(f"expected {header.command_count} block commands, found {len(indices)}")
+    misplaced = _misplaced(indices, len(record.commands))
+    if misplaced is not None:
+        raise refuse(misplaced)
     entries = [record.commands[index] for index in indices]
     prepared = prepare_block(
         store.state,
@@ -140,8 +146,24 @@ def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) 
     return 1
 
 
-def _are_positions(indices: list[int], count: int) -> bool:
-    """Whether the indices name commands of the record, in their order."""
-    return (
-        bool(indices) and indices == sorted(set(indices)) and 0 <= indices[0] <= indices[-1] < count
-    )
+def _misplaced(indices: Sequence[int], count: int) -> str | None:
+    """What is wrong with indices that are to name commands of the record, in their order."""
+    if not indices:
+        return "expected block commands, found none"
+    for before, index in pairwise((-1, *indices)):
+        if not before < index < count:
+            return (
+                f"block_indices: expected an index above {before} and below {count}, found {index}"
+            )
+    return None
+
+
+def _contrast(known: StoredBlock | None, header: Header) -> str:
+    """How a block differs from the one that the store holds at its height."""
+    found = block_hash(header)
+    if known is None:
+        return f"expected none, as the commitment store lacks it, found 0x{found.hex()}"
+    if known.block_hash != found:
+        return f"expected 0x{known.block_hash.hex()}, found 0x{found.hex()}"
+    expected = known.header.signature.hex()
+    return f"signature: expected 0x{expected}, found 0x{header.signature.hex()}"
