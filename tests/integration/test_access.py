@@ -30,6 +30,7 @@ from tests.support.http_entries import (
     post,
     refused,
 )
+from tests.support.postgres_cluster import Cluster
 from tests.support.service import Service
 from tests.support.waiting import wait_for
 
@@ -56,10 +57,9 @@ class Guarded(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def guarded(
-    tmp_path_factory: pytest.TempPathFactory, shared_database_url: str
-) -> Iterator[Guarded]:
+def guarded(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("access")
+    database_url = cluster.create_migrated()
     tokens = TokensFile(directory / "tokens.json")
     made = {
         "writer": tokens.add("engine", Scope.WRITE),
@@ -67,10 +67,9 @@ def guarded(
         "admin": tokens.add("operator", Scope.ADMIN),
         "expired": tokens.add("former", Scope.ADMIN, expires_in_s=-1),
     }
-    with Service(
-        directory / "data", shared_database_url, ENVIRONMENT="access", TOKENS_FILE=tokens.path
-    ) as service:
+    with Service(directory / "data", database_url, TOKENS_FILE=tokens.path) as service:
         yield Guarded(service.start(), tokens, **made)
+    cluster.drop(database_url)
 
 
 @pytest.fixture

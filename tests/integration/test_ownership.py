@@ -38,6 +38,7 @@ def test_everything_is_made_for_the_owner_alone_whatever_the_umask_and_refused_w
         "wal",
         "commitments",
         "checkpoint.json",
+        "reserve",
     }
     for name, mode in found.items():
         is_directory = (service.data_dir.parent / name).is_dir()
