@@ -103,9 +103,9 @@ class CheckpointKeeper:
         self._moved.set()
 
     async def wait_until(self, offset: int) -> Checkpoint:
-        """Wait until the checkpoint on disk has reached `offset`."""
+        """Wait until the checkpoint on disk has reached `offset`, and Postgres has not gone back."""
         async with self._written:
-            while self.current.wal_offset < offset:
+            while min(self.current.wal_offset, self._wanted.wal_offset) < offset:
                 self._urgent.set()
                 await self._written.wait()
         return self.current
@@ -156,8 +156,8 @@ class CheckpointKeeper:
                 _log.error("can't write %s, trying again: %s", self._path, error)
                 return False
             self.current = wanted
-            async with self._written:
-                self._written.notify_all()
+        async with self._written:
+            self._written.notify_all()
         if self._given_back < wanted.retained_offset:
             failpoints.reach(failpoints.CHECKPOINT_WRITTEN)
             await self._give_back(wanted.retained_offset)
