@@ -103,7 +103,7 @@ class CheckpointKeeper:
         self._moved.set()
 
     async def wait_until(self, offset: int) -> Checkpoint:
-        """Wait until the checkpoint on disk has reached `offset`, and Postgres has not gone back."""
+        """Wait until the checkpoint on disk has reached `offset`, with Postgres not gone back."""
         async with self._written:
             while min(self.current.wal_offset, self._wanted.wal_offset) < offset:
                 self._urgent.set()
