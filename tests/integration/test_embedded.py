@@ -110,6 +110,11 @@ def test_others_can_neither_list_the_data_directory_nor_connect(
     assert stat.S_IMODE((data_dir / "postgres.lock").stat().st_mode) == 0o600
     (socket,) = (data_dir / "postgres").glob(".s.PGSQL.*[0-9]")
     assert stat.S_IMODE(socket.stat().st_mode) == 0o700
+    postgres.stop()
+    # Nor for a moment: a service that starts meanwhile refuses a directory that others can list.
+    changed_ns = data_dir.stat().st_ctime_ns
+    postgres.start()
+    assert data_dir.stat().st_ctime_ns == changed_ns
 
 
 def test_signals_to_the_group_do_not_stop_it(postgres: EmbeddedPostgres) -> None:
