@@ -174,6 +174,7 @@ async def _lifespan(app: JournalApp) -> AsyncIterator[None]:
     watching.cancel()
     await opening
     await journal.close()
+    _log.info("stopped")
 
 
 async def _open(journal: Journal) -> None:
@@ -195,6 +196,12 @@ def _stop() -> None:
     os._exit(EXIT_REFUSED)
 
 
+def _leave() -> None:
+    """End although clients keep connections open: everything that was promised them is done."""
+    _log.info("stopped, with connections still open")
+    os._exit(0)
+
+
 def _listen_to_supervisor(journal: Journal, access: Access, opening: "asyncio.Task[None]") -> None:
     """Under the service's own supervisor: drain while listening, then let it stop the server."""
     supervisor, parent = os.environ.get(SUPERVISED_ENV), multiprocessing.parent_process()
@@ -209,7 +216,7 @@ def _listen_to_supervisor(journal: Journal, access: Access, opening: "asyncio.Ta
         if parent.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(int(supervisor), DRAINED_SIGNAL)
-        linger = Timer(_LINGER_S, os._exit, (0,))
+        linger = Timer(_LINGER_S, _leave)
         linger.daemon = True
         linger.start()
 

@@ -76,8 +76,10 @@ def test_while_draining_open_connections_get_503_with_the_reason(
         assert readiness.json()["parts"]["wal"]["state"] == "shutting down"
         assert service.wait() == 0
         assert monotonic() - started > 2.5
-    # The connection was still open: the service did not wait for its client, nor was it killed.
-    assert "refused to gracefully stop" not in service.log
+    # The connection was still open: the service did not wait for its client, nor was it killed. The
+    # supervisor's own message can't tell: it may take a worker that has just ended for one that
+    # hangs.
+    assert "app.main: stopped" in service.log
     assert "Unexpected exit" not in service.log
 
 
@@ -167,7 +169,6 @@ def test_a_second_signal_stops_at_once(
         os.kill(service.pid, signal.SIGTERM)
         service.wait(20)
         assert monotonic() - started < 30
-    assert "refused to gracefully stop" not in service.log
     service.start()
     assert service.terminate() == 0
     assert count(database_url) == 1
