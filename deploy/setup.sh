@@ -72,3 +72,5 @@ say "installing deploy/locks/$lock.txt"
     --requirement "deploy/locks/$lock.txt"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
     --no-build-isolation --editable .
+# A service that may not write here (deploy/journal.service) would compile all of this at every start.
+"$venv/bin/python" -m compileall -q app alembic

@@ -11,6 +11,12 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+# The values of the checkpoint's `replication`.
+STREAMING: Final = "streaming"
+CATCHING_UP: Final = "catching_up"
+DOWN: Final = "down"
+STOPPED: Final = "stopped"
+
 _MAX_PACKET_BYTES: Final = 64 * 1024
 
 
@@ -39,7 +45,7 @@ class Progressed(Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Status(Struct, tag=True, frozen=True):
-    """Replication: how it is doing. `state` is a value of the checkpoint's `replication`."""
+    """Replication: how it is doing. `state` is one of those above."""
 
     state: str
     detail: str = ""

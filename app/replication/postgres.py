@@ -34,6 +34,7 @@ from app.replication.connection import (
 from app.replication.migrations import current_revision, head_revision
 from app.replication.rows import (
     COMMAND_COLUMNS,
+    READ_PROGRESS,
     Numbered,
     Progress,
     advance,
@@ -76,11 +77,6 @@ WHERE held.command_id < excluded.command_id
 _INSERT_DEAD_LETTER: Final = """
 INSERT INTO dead_letters (environment, command_id, request_uuid, entry, sqlstate, error)
 VALUES ($1, $2, $3, $4, $5, $6)
-"""
-READ_PROGRESS: Final = """
-SELECT wal_id, wal_offset, last_command_id, last_l2_seq, dead_letters
-FROM replication_progress
-WHERE environment = $1
 """
 _MOVE_PROGRESS: Final = """
 UPDATE replication_progress SET

@@ -24,7 +24,17 @@ from app.errors import (
 )
 from app.logs import configure_logging
 from app.replication import migrations
-from app.replication.link import Drain, Durable, Progressed, ReplicationEnd, Status
+from app.replication.link import (
+    CATCHING_UP,
+    DOWN,
+    STOPPED,
+    STREAMING,
+    Drain,
+    Durable,
+    Progressed,
+    ReplicationEnd,
+    Status,
+)
 from app.replication.postgres import Sink
 from app.replication.rows import Progress
 from app.replication.tail import Chunk, Tail, missing
@@ -33,11 +43,6 @@ from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
 
 _log = logging.getLogger(__name__)
-
-STREAMING: Final = "streaming"
-CATCHING_UP: Final = "catching_up"
-DOWN: Final = "down"
-STOPPED: Final = "stopped"
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0

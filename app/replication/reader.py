@@ -11,8 +11,7 @@ import asyncpg
 
 from app.replication.block_reader import BlockReader, BlockReference, HeldCommand
 from app.replication.connection import READER_LIMITS, Limits, connect_options, translated
-from app.replication.postgres import READ_PROGRESS
-from app.replication.rows import Progress
+from app.replication.rows import READ_PROGRESS, Progress
 
 # Counting goes no further: the number is for a message to an operator.
 COUNT_LIMIT: Final = 100_000

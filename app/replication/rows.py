@@ -25,6 +25,13 @@ Row = tuple[Any, ...]
 # A command_id and its entry.
 Numbered = tuple[int, Entry]
 
+# The fields of `Progress`; $1 is the environment.
+READ_PROGRESS: Final = """
+SELECT wal_id, wal_offset, last_command_id, last_l2_seq, dead_letters
+FROM replication_progress
+WHERE environment = $1
+"""
+
 _encode_map = msgspec.msgpack.Encoder().encode
 
 

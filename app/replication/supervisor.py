@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from app.replication.link import Drain, Durable, Progressed, Status, WorkerEnd, socket_pair
-from app.replication.process import DOWN
+from app.replication.link import DOWN, Drain, Durable, Progressed, Status, WorkerEnd, socket_pair
 
 _log = logging.getLogger(__name__)
 
