@@ -62,7 +62,7 @@ def bodies(requests: int, entries: int, *, json: bool = False, small: bool = Fal
         return [_stamped_text(template, places) for _ in range(requests)]
     template = msgspec.msgpack.encode({"entries": made})
     places = [template.index(uuid.bytes) for uuid in uuids]
-    return [_stamped(template, places) for _ in range(requests)]
+    return [stamped(template, places) for _ in range(requests)]
 
 
 def encoded_entries(count: int) -> Iterator[tuple[UUID, bytes]]:
@@ -75,7 +75,8 @@ def encoded_entries(count: int) -> Iterator[tuple[UUID, bytes]]:
         yield uuid, template[:place] + uuid.bytes + template[place + 16 :]
 
 
-def _stamped(template: bytes, places: list[int]) -> bytes:
+def stamped(template: bytes, places: list[int]) -> bytes:
+    """MessagePack with fresh `request_uuid`s at these places."""
     body, fresh = bytearray(template), os.urandom(16 * len(places))
     for index, place in enumerate(places):
         body[place : place + 16] = fresh[16 * index : 16 * index + 16]

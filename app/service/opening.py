@@ -107,8 +107,8 @@ def open_log(
         )
         return OpenedLog(log, index, start, 1, 0)
     scan, evidence, progress = examine(files, settings, checkpoint, held, store)
-    recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     load_index(files, scan, index, settings.dedup_window)
+    recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     if store is not None:
         catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.end), store)
     known = _known_progress(settings, recovered, checkpoint, progress)
@@ -144,8 +144,11 @@ def examine(
     if progress is not None and progress.wal_id != wal_id:
         progress = None  # it speaks of another log; replication will refuse and say so
     applied = store.wal_offset if store is not None and store.wal_id == wal_id else 0
-    is_told = held is not None and held.progress is progress
-    evidence = replace(_evidence(checkpoint, progress, applied), is_told=is_told)
+    evidence = replace(
+        _evidence(checkpoint, progress, applied),
+        is_told=held is not None and held.progress is progress,
+        replicated=max(known.wal_offset if known else 0 for known in (checkpoint, progress)),
+    )
     scan = scan_log(
         files, settings.wal_dir, settings.environment, checkpoint, evidence, settings.dedup_window
     )

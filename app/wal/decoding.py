@@ -11,10 +11,9 @@ from threading import Thread
 from typing import TypeVar
 
 import msgspec
-from msgspec import Raw
 
 from app.wal import record
-from app.wal.record import Batch, Genesis, RawBatch
+from app.wal.record import Batch, Genesis, KeyedBatch, RawBatch
 
 Payload = bytes | bytearray | memoryview
 Data = TypeVar("Data")
@@ -31,9 +30,9 @@ def decode_record(payload: Payload) -> Genesis | Batch:
     return _at_any_depth(record.decode_record, payload)
 
 
-def request_key(command: Raw) -> int:
-    """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
-    return _at_any_depth(record.request_key, command)
+def decode_keyed(payload: Payload) -> Genesis | KeyedBatch:
+    """Decode a payload with nothing but the keys of its commands. Raises `msgspec.DecodeError`."""
+    return _at_any_depth(record.decode_keyed, payload)
 
 
 def _at_any_depth(decode: Callable[[Data], Decoded], data: Data) -> Decoded:

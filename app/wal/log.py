@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Raw
 
 from app.errors import CorruptionError, DiskFull, WalFailed
+from app.wal.decoding import decode_raw
 from app.wal.files import FileSystem, write_new_file
 from app.wal.reader import Fault, SegmentReader, decode_frame, segment_of
 from app.wal.record import Genesis, RawBatch, encode_record
@@ -119,7 +120,7 @@ class Log:
         reader = SegmentReader(self._files, segment)
         try:
             frame = next(reader.frames(offset), None)
-            record = reader.fault if frame is None else decode_frame(segment, frame)
+            record = reader.fault if frame is None else decode_frame(segment, frame, decode_raw)
         finally:
             reader.close()
         if isinstance(record, RawBatch):

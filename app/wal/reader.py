@@ -4,20 +4,17 @@ Recovery reads with it to the end of the log; replication reads up to the offset
 durable.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from app.wal.decoding import decode_raw, decode_record
 from app.wal.files import FileSystem
 from app.wal.record import (
     FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
-    Genesis,
-    RawBatch,
     crc_matches,
     unpack_frame,
 )
@@ -57,6 +54,17 @@ class Frame(NamedTuple):
     offset: int
     end: int
     payload: memoryview
+
+
+class Placed(Protocol):
+    """A record that says where it lies."""
+
+    @property
+    def offset(self) -> int:
+        """Its own logical offset."""
+
+
+Record = TypeVar("Record", bound=Placed)
 
 
 class SegmentReader:
@@ -174,16 +182,14 @@ class SegmentReader:
 
 
 def decode_frame(
-    segment: Segment, frame: Frame, *, whole: bool = False
-) -> Genesis | RawBatch | Fault:
-    """Decode a frame, commands left encoded, and check its own offset; a `Fault` if that fails.
+    segment: Segment, frame: Frame, decode: Callable[[memoryview], Record]
+) -> Record | Fault:
+    """Decode a frame as deep as `decode` does, and check its own offset; a `Fault` if that fails.
 
-    `whole` decodes the commands as well, only to see that they do.
+    `decode` is one of `app.wal.decoding`, or of its kind.
     """
     try:
-        record = decode_raw(frame.payload)
-        if whole:
-            decode_record(frame.payload)
+        record = decode(frame.payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Fault(
             segment, frame.offset, FaultKind.UNDECODABLE, f"the payload does not decode: {error}"

@@ -6,9 +6,10 @@ MessagePack map whose first two keys are `kind` and `offset`, the record's own l
 
 from collections.abc import Sequence
 from struct import Struct as Layout
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
+import msgpack
 import msgspec
 from crc32c import crc32c
 from msgspec import Raw, Struct
@@ -75,10 +76,35 @@ class Batch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
     authority: Delegation | None = None
 
 
-class _RequestUuid(Struct):
+class _RequestUuid(Struct, gc=False):
     """The one field of a command that the duplicate index needs."""
 
     request_uuid: UUID
+
+
+class KeyedBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
+    """A group commit with the keys of its commands: what the duplicate index needs."""
+
+    offset: int
+    first_command_id: int
+    commands: list[_RequestUuid]
+    header: Header | None = None
+    roots: Roots | None = None
+    block_indices: list[int] | None = None
+    authority: Delegation | None = None
+
+    @property
+    def keys(self) -> list[int]:
+        """The `request_uuid`s as integers."""
+        return [command.request_uuid.int for command in self.commands]
+
+
+class Outline(NamedTuple):
+    """What a group commit begins with: where it lies, and the ids of how many commands it holds."""
+
+    offset: int
+    first_command_id: int
+    entries: int
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -90,7 +116,12 @@ _decoder: Final[msgspec.msgpack.Decoder[Genesis | Batch]] = msgspec.msgpack.Deco
 )
 _entry_decoder: Final = msgspec.msgpack.Decoder(Entry, dec_hook=decode_hook)
 _unbounded_decoder: Final = msgspec.msgpack.Decoder(unbounded(Entry), dec_hook=decode_hook)
-_uuid_decoder = msgspec.msgpack.Decoder(_RequestUuid)
+_keyed_decoder: Final[msgspec.msgpack.Decoder[Genesis | KeyedBatch]] = msgspec.msgpack.Decoder(
+    Genesis | KeyedBatch
+)
+# All that comes before the commands, as the writer encodes it, is no longer than this.
+_OUTLINE_BYTES: Final = 80
+_OUTLINE_KEYS: Final = ["kind", "offset", "first_command_id", "commands"]
 
 
 def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
@@ -160,6 +191,29 @@ def decode_command(command: Raw) -> Entry:
         raise
 
 
-def request_key(command: Raw) -> int:
-    """The `request_uuid` of an encoded command, as an integer. Raises `msgspec.DecodeError`."""
-    return _uuid_decoder.decode(command).request_uuid.int
+def decode_keyed(payload: bytes | bytearray | memoryview) -> Genesis | KeyedBatch:
+    """Decode a payload with nothing but the keys of its commands. Raises `msgspec.DecodeError`."""
+    return _keyed_decoder.decode(payload)
+
+
+def read_outline(payload: bytes | bytearray | memoryview) -> Outline | None:
+    """What a batch begins with; nothing behind the beginning of its commands is looked at.
+
+    None for anything that does not begin as the writer encodes a batch.
+    """
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(payload[:_OUTLINE_BYTES])
+    try:
+        unpacker.read_map_header()
+        kind_key, kind, offset_key, offset, id_key, first_command_id, commands_key = (
+            unpacker.unpack() for _ in range(7)
+        )
+        entries = unpacker.read_array_header()
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None
+    keys = [kind_key, offset_key, id_key, commands_key]
+    if keys != _OUTLINE_KEYS or kind != "batch":
+        return None
+    if type(offset) is not int or type(first_command_id) is not int:
+        return None
+    return Outline(offset, first_command_id, entries)

@@ -2,21 +2,25 @@
 
 Streaming: memory is bounded by one record, whatever the length of the log. Nothing is changed here;
 what a fault means is decided in `app.wal.recovery`.
+
+The CRC of every record is computed. What has been replicated was decoded then, every byte of it,
+and is what it was when its CRC is right: of that the beginning is read, and the keys where the
+duplicate index covers it. What has not been is decoded whole, only to see that it does.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from app.errors import CorruptionError, StartRefused
 from app.wal.checkpoint import Checkpoint
-from app.wal.decoding import request_key
+from app.wal.decoding import decode_keyed, decode_raw, decode_record
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
 from app.wal.reader import Fault, FaultKind, Frame, SegmentReader, decode_frame, segment_of
-from app.wal.record import FORMAT, Genesis, RawBatch
+from app.wal.record import FORMAT, Batch, Genesis, KeyedBatch, Outline, read_outline
 from app.wal.segments import Segment, list_segments
 
 _SAMPLE_ENTRIES: Final = 1024
@@ -26,12 +30,14 @@ _SAMPLE_ENTRIES: Final = 1024
 class Evidence:
     """The highest offset that is known to have been durable, and who says so.
 
-    `is_told`: Postgres was there to say how far this log has been replicated, if at all.
+    `is_told`: Postgres was there to say how far this log has been replicated, if at all. What ends
+    at or before `replicated` has been replicated once, even if Postgres has gone back since.
     """
 
     offset: int
     source: str
     is_told: bool = False
+    replicated: int = 0
 
 
 @dataclass(slots=True)
@@ -82,13 +88,17 @@ def scan_log(
         next_command_id=genesis.first_command_id,
         last_record=kept_from,
     )
-    marks = (checkpoint.wal_offset if checkpoint else evidence.offset, evidence.offset)
-    _check_marks(first, first.start, behind, marks)
+    known = _Known(
+        marks=(checkpoint.wal_offset if checkpoint else evidence.offset, evidence.offset),
+        replicated=evidence.replicated,
+        window=dedup_window,
+    )
+    _check_marks(first, first.start, behind, known.marks)
     at = segment_of(segments, start)
     for segment in segments[1 : at + 1]:
         _check_same_log(segment, _read_genesis(files, segment)[0], genesis)
     for index in range(at, len(segments)):
-        _scan_segment(files, scan, index, genesis, marks, dedup_window)
+        _scan_segment(files, scan, index, genesis, known)
         if scan.fault is not None:
             scan.valid_behind = _find_behind(files, segments, index, scan.fault.offset + 1)
             break
@@ -101,7 +111,10 @@ def read_owner(files: FileSystem, directory: Path) -> Genesis:
 
 
 def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int) -> None:
-    """Fill the duplicate index with at least the newest `window` entries of a scanned log."""
+    """Fill the duplicate index with at least the newest `window` entries of a scanned log.
+
+    Raises `CorruptionError`.
+    """
     start = scan.start
     for offset, entries in scan.samples:
         if scan.entries - entries < window:
@@ -111,38 +124,57 @@ def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int
         reader = SegmentReader(files, segment)
         try:
             for frame in reader.frames(max(start, segment.start), scan.end):
-                record = decode_frame(segment, frame)
-                if isinstance(record, RawBatch) and record.commands:
-                    keys = [request_key(command) for command in record.commands]
-                    index.add(frame.offset, frame.end, record.first_command_id, keys)
+                record = decode_frame(segment, frame, decode_keyed)
+                if isinstance(record, Fault):
+                    raise CorruptionError(segment.path.name, record.offset, record.reason)
+                if isinstance(record, KeyedBatch) and record.commands:
+                    index.add(frame.offset, frame.end, record.first_command_id, record.keys)
             if reader.fault is not None:
                 raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
         finally:
             reader.close()
 
 
-def _scan_segment(
-    files: FileSystem, scan: Scan, index: int, owner: Genesis, marks: Sequence[int], window: int
-) -> None:
+class _Known(NamedTuple):
+    """What is known before reading: where records must end, and which ones need how much of it."""
+
+    marks: tuple[int, int]
+    replicated: int
+    window: int
+
+
+def _scan_segment(files: FileSystem, scan: Scan, index: int, owner: Genesis, known: _Known) -> None:
     segment = scan.segments[index]
     reader = SegmentReader(files, segment)
     try:
         for frame in reader.frames(max(scan.start, segment.start)):
-            record = decode_frame(segment, frame, whole=True)
+            decode = _outline if frame.end <= known.replicated else _outline_of_whole
+            record = decode_frame(segment, frame, decode)
             if not isinstance(record, Fault):
                 record = _check_order(scan, segment, frame, record, owner)
             if isinstance(record, Fault):
                 scan.fault = record
                 return
-            _check_marks(segment, frame.offset, frame.end, marks)
+            _check_marks(segment, frame.offset, frame.end, known.marks)
             scan.last_record, scan.end = frame.offset, frame.end
-            if isinstance(record, RawBatch):
-                _count(scan, frame, record, marks[0], window)
+            if isinstance(record, Outline):
+                _count(scan, frame, record, known)
         scan.fault = reader.fault
         if scan.fault is None and segment.size == 0:
             scan.fault = Fault(segment, segment.start, FaultKind.INCOMPLETE, "the segment is empty")
     finally:
         reader.close()
+
+
+def _outline(payload: memoryview) -> Genesis | Outline:
+    return read_outline(payload) or _outline_of_whole(payload)
+
+
+def _outline_of_whole(payload: memoryview) -> Genesis | Outline:
+    record = decode_record(payload)
+    if isinstance(record, Batch):
+        return Outline(record.offset, record.first_command_id, len(record.commands))
+    return record
 
 
 def _check_marks(segment: Segment, offset: int, end: int, marks: Sequence[int]) -> None:
@@ -152,22 +184,21 @@ def _check_marks(segment: Segment, offset: int, end: int, marks: Sequence[int]) 
         raise CorruptionError(segment.path.name, offset, reason)
 
 
-def _count(scan: Scan, frame: Frame, record: RawBatch, checkpoint_offset: int, window: int) -> None:
-    entries = len(record.commands)
-    if frame.offset >= checkpoint_offset:
-        scan.entries_behind += entries
+def _count(scan: Scan, frame: Frame, record: Outline, known: _Known) -> None:
+    if frame.offset >= known.marks[0]:
+        scan.entries_behind += record.entries
     samples = scan.samples
     if not samples or scan.entries - samples[-1][1] >= _SAMPLE_ENTRIES:
         samples.append((frame.offset, scan.entries))
-        while len(samples) > 1 and scan.entries - samples[1][1] >= window:
+        while len(samples) > 1 and scan.entries - samples[1][1] >= known.window:
             samples.popleft()
-    scan.entries += entries
-    scan.next_command_id = record.first_command_id + entries
+    scan.entries += record.entries
+    scan.next_command_id = record.first_command_id + record.entries
 
 
 def _check_order(
-    scan: Scan, segment: Segment, frame: Frame, record: Genesis | RawBatch, owner: Genesis
-) -> Genesis | RawBatch | Fault:
+    scan: Scan, segment: Segment, frame: Frame, record: Genesis | Outline, owner: Genesis
+) -> Genesis | Outline | Fault:
     """A segment begins with the genesis of this log, and command ids never go back."""
     at_start = frame.offset == segment.start
     if at_start != isinstance(record, Genesis):
@@ -188,7 +219,7 @@ def _read_genesis(files: FileSystem, segment: Segment) -> tuple[Genesis, int]:
     reader = SegmentReader(files, segment)
     try:
         for frame in reader.frames(segment.start):
-            record = decode_frame(segment, frame)
+            record = decode_frame(segment, frame, decode_raw)
             if isinstance(record, Genesis):
                 return record, frame.end
             reason = (

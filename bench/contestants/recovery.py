@@ -1,4 +1,4 @@
-"""The scan at start-up, beside reading the same files sequentially and computing their CRC-32C."""
+"""What a start does with the log, beside reading the same files and computing their CRC-32C."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,16 @@ from typing import Final
 from crc32c import crc32c
 
 from app.settings import WalSync
+from app.wal.checkpoint import Checkpoint
+from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
 from app.wal.log import Log, create_segment
 from app.wal.record import Genesis
-from app.wal.scan import Evidence, scan_log
+from app.wal.scan import Evidence, Scan, load_index, scan_log
 from app.wal.segments import list_segments
 from app.wal.sync import open_syncer
 from bench.contestant import Metrics, Round, Row
+from bench.entries import stamped
 from bench.records import prepared, record_of
 
 _ENVIRONMENT: Final = "bench"
@@ -27,7 +30,7 @@ _DEDUP_WINDOW: Final = 262_144
 
 
 class Recovery:
-    """A log of 256 MiB in records of 100 entries, in the page cache."""
+    """A log of 256 MiB in records of 100 entries, in the page cache: replicated, or not at all."""
 
     name = "recovery"
 
@@ -36,9 +39,11 @@ class Recovery:
         return None
 
     def rows(self) -> Sequence[Row]:
-        """Both ways to read it."""
+        """The ways to read it."""
         return [
-            Row("scan", "recovery scan of 256 MiB", self._scan, warms_up=False),
+            Row("scan", "recovery scan of 256 MiB", self._scan_replicated, warms_up=False),
+            Row("scan-backlog", "the same, nothing replicated", self._scan_backlog, warms_up=False),
+            Row("index", "scan + index of duplicates", self._scan_and_index, warms_up=False),
             Row("read", "reading the same + CRC-32C", self._read, warms_up=False),
         ]
 
@@ -49,7 +54,8 @@ class Recovery:
         self._directory.mkdir()
         _write_log(self._files, self._directory)
         segments = list_segments(self._files, self._directory)
-        self._megabytes = sum(segment.size for segment in segments) / 1e6
+        self._end = segments[-1].end
+        self._megabytes = self._end / 1e6
 
     def ready(self) -> None:
         """At once."""
@@ -57,15 +63,33 @@ class Recovery:
     def close(self) -> None:
         """Nothing runs."""
 
-    def _scan(self, _: Round) -> Metrics:
+    def _scan_replicated(self, _: Round) -> Metrics:
         started = perf_counter()
-        scan = scan_log(
-            self._files, self._directory, _ENVIRONMENT, None, Evidence(0, "nothing"), _DEDUP_WINDOW
+        self._scan(self._end)
+        return self._rate(started)
+
+    def _scan_backlog(self, _: Round) -> Metrics:
+        started = perf_counter()
+        self._scan(0)
+        return self._rate(started)
+
+    def _scan_and_index(self, _: Round) -> Metrics:
+        started = perf_counter()
+        index = DuplicateIndex(_DEDUP_WINDOW)
+        load_index(self._files, self._scan(self._end), index, _DEDUP_WINDOW)
+        return self._rate(started)
+
+    def _scan(self, replicated: int) -> Scan:
+        checkpoint = Checkpoint(
+            wal_id=_WAL_ID, environment=_ENVIRONMENT, wal_offset=replicated, last_command_id=0
         )
-        seconds = perf_counter() - started
+        evidence = Evidence(replicated, "the checkpoint", replicated=replicated)
+        scan = scan_log(
+            self._files, self._directory, _ENVIRONMENT, checkpoint, evidence, _DEDUP_WINDOW
+        )
         if scan.fault is not None:
             raise RuntimeError(f"the log is damaged: {scan.fault}")
-        return {"mb_per_s": self._megabytes / seconds}
+        return scan
 
     def _read(self, _: Round) -> Metrics:
         started = perf_counter()
@@ -74,6 +98,9 @@ class Recovery:
             with segment.path.open("rb", buffering=0) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     checksum = crc32c(chunk, checksum)
+        return self._rate(started)
+
+    def _rate(self, started: float) -> Metrics:
         return {"mb_per_s": self._megabytes / (perf_counter() - started)}
 
 
@@ -90,12 +117,13 @@ def _write_log(files: FileSystem, directory: Path) -> None:
         now_ms=lambda: 0,
         segment=create_segment(files, directory, genesis),
     )
-    requests = prepared(64, _BATCH_ENTRIES)
+    (request,) = prepared(1, _BATCH_ENTRIES)
+    places = [request.packed.index(key.to_bytes(16)) for key in request.keys]
     command_id = 1
     while log.end < _LOG_BYTES:
-        request = requests[command_id % len(requests)]
-        offset = log.reserve(request.size_bytes + 256, command_id)
-        log.append(record_of(request, offset, command_id))
+        fresh = request._replace(packed=stamped(request.packed, places))
+        offset = log.reserve(fresh.size_bytes + 256, command_id)
+        log.append(record_of(fresh, offset, command_id))
         command_id += _BATCH_ENTRIES
     log.sync()
     log.close()

@@ -5,7 +5,6 @@ to read, however deep in calls each of them is.
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -14,8 +13,8 @@ import pytest
 
 from app.errors import InvalidBody
 from app.model.codec import PreparedRequest, RequestCodec
-from app.wal.decoding import decode_raw, decode_record, request_key
-from app.wal.record import Batch, RawBatch
+from app.wal.decoding import decode_keyed, decode_raw, decode_record
+from app.wal.record import Batch, KeyedBatch, RawBatch
 from tests.attack.conftest import NO_DATABASE
 from tests.support.http_entries import MSGPACK, accepted, msgpack_entry
 from tests.support.service import Service
@@ -62,11 +61,12 @@ def test_what_is_accepted_can_be_read_at_any_depth_of_calls() -> None:
     payload = bytes(payload[:-1]) + packed
     for calls in (0, CALLS_AROUND_THE_API, 300):
         raw = below_calls(calls, lambda: decode_raw(payload))
+        keyed = below_calls(calls, lambda: decode_keyed(payload))
         record = below_calls(calls, lambda: decode_record(payload))
         assert isinstance(raw, RawBatch)
+        assert isinstance(keyed, KeyedBatch)
         assert isinstance(record, Batch)
-        key = below_calls(calls, partial(request_key, raw.commands[0]))
-        assert key == record.commands[0].request_uuid.int
+        assert keyed.keys == [record.commands[0].request_uuid.int]
         assert record.commands[0].pre_digest.symbols == {}
 
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.wal import reader as reader_module
+from app.wal.decoding import decode_keyed, decode_raw, decode_record
 from app.wal.files import FileSystem
 from app.wal.reader import (
     CHUNK_BYTES,
@@ -164,20 +165,21 @@ def test_a_length_that_no_record_can_have_is_not_read_into_memory(tmp_path: Path
 def test_the_own_offset_of_a_record_is_checked(segment: SegmentFile) -> None:
     reader = segment.reader(make_record(START + 1, 1, [make_entry()]))
     (found,) = reader.frames(START)
-    fault = decode_frame(reader.segment, found)
+    fault = decode_frame(reader.segment, found, decode_raw)
     assert isinstance(fault, Fault)
     assert fault.kind is FaultKind.UNDECODABLE
     assert f"its offset is {START + 1}" in fault.reason
 
 
-def test_a_command_that_is_no_entry_is_only_seen_when_the_whole_record_is_decoded(
+def test_a_command_that_is_no_entry_is_only_seen_when_commands_are_decoded(
     segment: SegmentFile,
 ) -> None:
     fields = {"kind": "batch", "offset": START, "first_command_id": 1, "commands": [{"a": 1}]}
     reader = segment.reader(frame(msgpack.packb(fields)))
     (found,) = reader.frames(START)
-    assert isinstance(decode_frame(reader.segment, found), RawBatch)
-    assert isinstance(decode_frame(reader.segment, found, whole=True), Fault)
+    assert isinstance(decode_frame(reader.segment, found, decode_raw), RawBatch)
+    assert isinstance(decode_frame(reader.segment, found, decode_keyed), Fault)
+    assert isinstance(decode_frame(reader.segment, found, decode_record), Fault)
 
 
 # -- the search for a valid record ----------------------------------------------------------------

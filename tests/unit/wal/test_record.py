@@ -19,14 +19,17 @@ from app.wal.record import (
     FRAME_BYTES,
     Batch,
     Genesis,
+    KeyedBatch,
+    Outline,
     PackedBatch,
     RawBatch,
     crc_matches,
     decode_command,
+    decode_keyed,
     decode_raw,
     decode_record,
     encode_record,
-    request_key,
+    read_outline,
     unpack_frame,
 )
 from tests.support.foreign_wal import plain
@@ -79,9 +82,57 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     assert isinstance(raw, RawBatch)
     assert [decode_command(command) for command in raw.commands] == commands
     assert [bytes(command) for command in raw.commands] == [bytes(body) for body in bodies]
-    assert [request_key(command) for command in raw.commands] == [
-        entry.request_uuid.int for entry in commands
-    ]
+    keyed = decode_keyed(payload)
+    assert isinstance(keyed, KeyedBatch)
+    assert (keyed.offset, keyed.first_command_id) == (offset, 9)
+    assert keyed.keys == [entry.request_uuid.int for entry in commands]
+    assert read_outline(payload) == Outline(offset, 9, len(commands))
+
+
+BEGINNING: dict[str, Any] = {"kind": "batch", "offset": 3, "first_command_id": 4}
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 65_535, 65_536])
+@pytest.mark.parametrize("number", [0, 127, 128, 2**64 - 1])
+def test_an_outline_is_read_of_any_batch(number: int, count: int) -> None:
+    fields = {**BEGINNING, "offset": number, "first_command_id": number, "commands": [0] * count}
+    payload = msgpack.packb({**fields, **dict.fromkeys(BLOCK_FIELDS)})
+    assert read_outline(payload) == Outline(number, number, count)
+    assert read_outline(memoryview(payload)) == Outline(number, number, count)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        "batch",
+        BEGINNING,
+        {**BEGINNING, "authority": None, "commands": []},
+        {**BEGINNING, "commands": None},
+        {**BEGINNING, "commands": {}},
+        {**BEGINNING, "kind": "genesis", "commands": []},
+        {**BEGINNING, "kind": None, "commands": []},
+        {**BEGINNING, "offset": "3", "commands": []},
+        {**BEGINNING, "offset": True, "commands": []},
+        {**BEGINNING, "first_command_id": 4.0, "commands": []},
+        {"offset": 3, "kind": "batch", "first_command_id": 4, "commands": []},
+        {**dict.fromkeys(("kind",), "batch" * 100), "offset": 3, "commands": []},
+        {"other": (), **BEGINNING, "commands": []},
+    ],
+    ids=repr,
+)
+def test_there_is_no_outline_of_what_does_not_begin_as_a_batch_does(content: Any) -> None:
+    payload = msgpack.packb(content)
+    assert read_outline(payload) is None
+    assert read_outline(payload[:-1]) is None
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1", b"\x91" * 1000, b"\x84\xa4\xff\xff\xff\xff"], ids=repr
+)
+def test_there_is_no_outline_of_what_does_not_decode(payload: bytes) -> None:
+    assert read_outline(payload) is None
 
 
 def test_what_is_framed_elsewhere_is_read_here() -> None:

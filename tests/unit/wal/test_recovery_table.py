@@ -3,6 +3,7 @@
 import struct
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgpack
 import pytest
@@ -252,6 +253,10 @@ def replace_last(wal: WrittenWal, payload: bytes) -> Record:
     return last
 
 
+def end_of_log(wal: WrittenWal) -> int:
+    return wal.genesis[-1].offset + wal.genesis[-1].path.stat().st_size
+
+
 def payload_of(offset: int, **fields: Any) -> dict[str, Any]:
     return {"kind": "batch", "offset": offset, "first_command_id": 11, "commands": [], **fields}
 
@@ -292,6 +297,48 @@ def test_a_record_with_a_right_crc_that_is_none_of_ours_is_corruption(
     last = wal.records[-1]
     replace_last(wal, msgpack.packb(payload_of(last.offset, **fields)))
     assert_names(refusal(tolerant(wal)), last, "does not decode")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"kind": "snapshot"}, "does not decode"),
+        ({"first_command_id": "11"}, "does not decode"),
+        ({"commands": [1]}, "does not decode"),
+        ({"commands": [{"received_ts_ms": 1, "command_data": b"\1"}]}, "does not decode"),
+        ({"commands": [], "roots": 1}, "does not decode"),
+        ({"offset": 7}, "its offset is 7"),
+        ({"first_command_id": 10}, "command_id 10 where 11 was next"),
+    ],
+    ids=str,
+)
+def test_a_replicated_record_that_is_none_of_ours_is_corruption(
+    wal: WrittenWal, fields: dict[str, Any], reason: str
+) -> None:
+    """Of what was replicated less is decoded; this is noticed all the same."""
+    last = wal.records[-1]
+    replace_last(wal, msgpack.packb({**payload_of(last.offset), **fields}))
+    wal.checkpoint(end_of_log(wal))
+    assert_names(refusal(tolerant(wal)), last, reason)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "row", "replicated"), [(1, 0, True), (0, 1, True), (0, 0, False)]
+)
+def test_commands_are_decoded_again_only_where_they_have_not_been_replicated(
+    wal: WrittenWal, checkpoint: int, row: int, replicated: bool
+) -> None:
+    """Replication has decoded every byte of what it has sent, and the CRC shows it unchanged."""
+    last = wal.records[-1]
+    command = {"request_uuid": b"\1" * 16, "command_data": "text, where bytes belong"}
+    replace_last(wal, msgpack.packb(payload_of(last.offset, commands=[command])))
+    ends = [last.offset, end_of_log(wal)]
+    wal.checkpoint(ends[checkpoint])
+    progress = progress_at(ends[row], 11)
+    if replicated:
+        assert opened(wal, progress=progress).index.get(UUID(bytes=b"\1" * 16).int) == 11
+    else:
+        assert_names(refusal(wal, progress=progress), last, "does not decode")
 
 
 def test_a_text_with_a_right_crc_that_is_not_utf8_is_corruption(wal: WrittenWal) -> None:
