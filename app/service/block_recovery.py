@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import msgspec
-
 from app.chain.header import Header, block_hash
 from app.chain.pipeline import first_difference, prepare_block
 from app.chain.store import CommitmentStore
@@ -18,10 +16,10 @@ from app.chain.store_format import StoredBlock
 from app.errors import CorruptionError, DatabaseUnavailable, StartRefused
 from app.replication.block_reader import BlockReader
 from app.service.blocks import block_commands
-from app.wal.decoding import decode_record
+from app.wal.decoding import decode_raw, decode_record
 from app.wal.files import FileSystem
-from app.wal.reader import Frame, SegmentReader, segment_of
-from app.wal.record import Batch
+from app.wal.reader import Frame, decoded, read_frames
+from app.wal.record import Genesis
 from app.wal.segments import Segment
 
 _log = logging.getLogger(__name__)
@@ -47,15 +45,8 @@ def catch_up(files: FileSystem, log: LogExtent, store: CommitmentStore) -> int:
         )
     start = max(log.start, store.wal_offset)
     applied = 0
-    for segment in log.segments[segment_of(log.segments, start) :]:
-        reader = SegmentReader(files, segment)
-        try:
-            for frame in reader.frames(max(start, segment.start), log.end):
-                applied += _apply(log.wal_id, segment, frame, store)
-            if reader.fault is not None:
-                raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
-        finally:
-            reader.close()
+    for segment, frame in read_frames(files, log.segments, start, log.end):
+        applied += _apply(log.wal_id, segment, frame, store)
     if applied:
         _log.info("derived %d blocks again, up to block %d", applied, store.state.height - 1)
     return applied
@@ -99,13 +90,12 @@ def check_reaches(store: CommitmentStore, wal_id: str, kept_from: int) -> None:
 
 
 def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) -> int:
-    try:
-        record = decode_record(frame.payload)
-    except msgspec.DecodeError as error:
-        raise CorruptionError(
-            segment.path.name, frame.offset, f"the payload does not decode: {error}"
-        ) from error
-    if not isinstance(record, Batch) or record.header is None:
+    # Commands are decoded in blocks alone: those of other records were, where it was needed.
+    raw = decoded(segment, frame, decode_raw)
+    if isinstance(raw, Genesis) or raw.header is None:
+        return 0
+    record = decoded(segment, frame, decode_record)
+    if isinstance(record, Genesis) or record.header is None:
         return 0
     header, roots, indices = record.header, record.roots, record.block_indices
     height = header.batch_seq

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from app.errors import CorruptionError
 from app.wal.files import FileSystem
 from app.wal.record import (
     FRAME_BYTES,
@@ -198,6 +199,29 @@ def decode_frame(
         reason = f"the record says that its offset is {record.offset}"
         return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
     return record
+
+
+def decoded(segment: Segment, frame: Frame, decode: Callable[[memoryview], Record]) -> Record:
+    """As `decode_frame`, where a fault is corruption. Raises `CorruptionError`."""
+    record = decode_frame(segment, frame, decode)
+    if isinstance(record, Fault):
+        raise CorruptionError(segment.path.name, record.offset, record.reason)
+    return record
+
+
+def read_frames(
+    files: FileSystem, segments: Sequence[Segment], start: int, end: int
+) -> Iterator[tuple[Segment, Frame]]:
+    """The records between two offsets of a log that was scanned. Raises `CorruptionError`."""
+    for segment in segments[segment_of(segments, start) :]:
+        reader = SegmentReader(files, segment)
+        try:
+            for frame in reader.frames(max(start, segment.start), end):
+                yield segment, frame
+            if reader.fault is not None:
+                raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
+        finally:
+            reader.close()
 
 
 def segment_of(segments: Sequence[Segment], offset: int) -> int:

@@ -19,7 +19,16 @@ from app.wal.checkpoint import Checkpoint
 from app.wal.decoding import decode_keyed, decode_raw, decode_record
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
-from app.wal.reader import Fault, FaultKind, Frame, SegmentReader, decode_frame, segment_of
+from app.wal.reader import (
+    Fault,
+    FaultKind,
+    Frame,
+    SegmentReader,
+    decode_frame,
+    decoded,
+    read_frames,
+    segment_of,
+)
 from app.wal.record import FORMAT, Batch, Genesis, KeyedBatch, Outline, read_outline
 from app.wal.segments import Segment, list_segments
 
@@ -120,19 +129,10 @@ def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int
         if scan.entries - entries < window:
             break
         start = offset
-    for segment in scan.segments[segment_of(scan.segments, start) :]:
-        reader = SegmentReader(files, segment)
-        try:
-            for frame in reader.frames(max(start, segment.start), scan.end):
-                record = decode_frame(segment, frame, decode_keyed)
-                if isinstance(record, Fault):
-                    raise CorruptionError(segment.path.name, record.offset, record.reason)
-                if isinstance(record, KeyedBatch) and record.commands:
-                    index.add(frame.offset, frame.end, record.first_command_id, record.keys)
-            if reader.fault is not None:
-                raise CorruptionError(segment.path.name, reader.fault.offset, reader.fault.reason)
-        finally:
-            reader.close()
+    for segment, frame in read_frames(files, scan.segments, start, scan.end):
+        record = decoded(segment, frame, decode_keyed)
+        if isinstance(record, KeyedBatch) and record.commands:
+            index.add(frame.offset, frame.end, record.first_command_id, record.keys)
 
 
 class _Known(NamedTuple):
