@@ -35,6 +35,9 @@ _GRACE_S: Final = 5
 # What a connection may send ahead of what is read of it: the server keeps as much for each.
 _WINDOW_BYTES: Final = 4 << 20
 _FRAME_BYTES: Final = 1 << 20
+# At once on one connection. Each takes its turn on the loop when it begins and when it ends: for so
+# long one hostile connection can hold up the others. Clients wait with what is beyond it.
+_STREAMS: Final = 64
 
 
 def run(settings: Settings) -> int:
@@ -80,7 +83,7 @@ def make_server(settings: Settings, application: str = "app.main:app") -> Any:
             initial_stream_window_size=_WINDOW_BYTES,
             max_frame_size=_FRAME_BYTES,
             max_headers_size=64 * 1024,
-            max_concurrent_streams=256,
+            max_concurrent_streams=_STREAMS,
         ),
         log_dictconfig=logging_config(settings.log_format, settings.log_level),
         ssl_cert=settings.tls_cert,

@@ -10,6 +10,7 @@ Needs no Postgres. `python -m bench.attacks [ATTACK …]`; about half a minute f
 
 import asyncio
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -37,6 +38,10 @@ MOST: Final = 2.0
 PAUSE_S: Final = 0.02
 NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
 BODY: Final = (("content-type", MSGPACK),)
+# A million empty maps where a digest has its symbols.
+LARGE: Final = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
+    b"\xa1a\xc0", b"\xa1a\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
+)
 
 
 def rapid_resets(port: int) -> None:
@@ -82,11 +87,13 @@ def no_window(port: int) -> None:
 
 def large_bodies(port: int) -> None:
     """Bodies of a megabyte that hold a hundred times as much."""
-    value = b"\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
-    body = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
-        b"\xa1a\xc0", b"\xa1a" + value
-    )
-    httpx.post(f"http://127.0.0.1:{port}/entries", content=body, headers=dict(BODY))
+    with RawConnection(port) as attacker:
+        attacker.send(
+            b"POST /entries HTTP/1.1\r\nhost: journal\r\nconnection: close\r\n"
+            b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (MSGPACK.encode(), len(LARGE))
+        )
+        attacker.send(LARGE)
+        attacker.answer()
     time.sleep(0.2)
 
 
@@ -97,7 +104,11 @@ ATTACKS: Final[dict[str, Callable[[int], None]]] = {
 
 
 def attack_for_ever(name: str, port: int) -> None:
-    """The attacker's process: again and again, until it is ended."""
+    """The attacker's process: again and again, until it is ended.
+
+    It leaves the processors to the others: a real one would not run on the machine it attacks.
+    """
+    os.nice(19)
     while True:
         with suppress(OSError, httpx.HTTPError):
             ATTACKS[name](port)

@@ -26,13 +26,13 @@ _DISCARD_TIMEOUT_S: Final = 5.0
 
 
 class IncomingBody:
-    """A request's body as it arrives."""
+    """A request's body as it arrives; no more of it comes once it is `complete` or `broken`."""
 
-    __slots__ = ("_receive", "complete")
+    __slots__ = ("_receive", "broken", "complete")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.complete = False
+        self.complete = self.broken = False
 
     async def part(self) -> bytes:
         """The next part of it. Raises a 400 when the client has left, or sent what is no body.
@@ -41,6 +41,7 @@ class IncomingBody:
         """
         message = await self._receive()
         if message["type"] != "http.request":
+            self.broken = True
             detail = "the body broke off or is not framed as HTTP asks for"
             raise HttpProblem(400, "incomplete_body", detail)
         self.complete = not message.get("more_body", False)
@@ -116,6 +117,8 @@ class Bodies:
 
         The answer is out already, but many clients read it only when they have sent everything.
         """
+        if incoming.complete or incoming.broken:
+            return
         left_bytes = self._max_body_bytes
         with suppress(HttpProblem, TimeoutError):
             async with asyncio.timeout(_DISCARD_TIMEOUT_S):

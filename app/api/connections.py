@@ -6,8 +6,8 @@ client does not take, with a flow-control window of nothing, for ever. As many c
 accepts (`max_connections`) would then keep everybody else out, and as many answers fill the memory.
 
 So every connection of this process is looked at now and then, by its socket: one without a request
-for too long is cut off, sooner when places are few; and when too much waits for clients to take it,
-those that took the least of it are.
+for too long is cut off, sooner when places are few; when too much waits for clients to take it,
+those that took the least of it are; and at once one that begins requests only to break them off.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ IDLE_S: Final = 60.0
 CROWDED_IDLE_S: Final = 1.0
 _CROWDED_PART: Final = 0.75
 MAX_UNTAKEN_BYTES: Final = 64 << 20
+# Between two checks, on one connection: an honest client that gives up as much loses little by it.
+MAX_BROKEN_OFF: Final = 16
 # Descriptors that the rest of the process needs: segments, the commitment store, Postgres.
 _OTHER_DESCRIPTORS: Final = 512
 _MIN_CONNECTIONS: Final = 64
@@ -65,6 +67,7 @@ class _Use:
     since: float
     in_progress: int = 0
     requests: int = 0
+    broken_off: int = 0
     answered_bytes: int = 0
     taken_bytes: int = 0
 
@@ -93,6 +96,7 @@ class Connections:
         self._uses: dict[Peer, _Use] = {}
         # Since the last check.
         self._answered_bytes = 0
+        self._cut_at_once = 0
 
     def began(self, peer: Peer) -> None:
         """A request of this client has begun."""
@@ -128,6 +132,21 @@ class Connections:
             use.in_progress -= 1
             use.since = monotonic()
 
+    def broke_off(self, peer: Peer) -> None:
+        """A request of this client ended before its body did."""
+        use = self._uses.get(peer)
+        if use is None:
+            return
+        use.broken_off += 1
+        if use.broken_off == MAX_BROKEN_OFF + 1:
+            self._cut_at_once += 1
+            sockets = list(_accepted())
+            for each, connection in sockets:
+                if each == peer:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
+
     async def watch(self) -> None:
         """Check every now and then, for ever."""
         while True:
@@ -143,6 +162,7 @@ class Connections:
                 peer: self._uses.get(peer) or _Use(now) for peer in (*sockets, *self._busy())
             }
             for peer, connection in sockets.items():
+                uses[peer].broken_off = 0
                 uses[peer].taken(_taken_bytes(connection, uses[peer]), now)
             doomed = self._unused(now, sockets)
             doomed |= self._crowding(now, sockets, len(sockets) - len(doomed))
@@ -150,8 +170,10 @@ class Connections:
             for peer in doomed:
                 with suppress(OSError):
                     sockets[peer].shutdown(socket.SHUT_RDWR)
-            if doomed:
-                _log.info("cut off %d of %d connections", len(doomed), len(sockets))
+            count = len(doomed) + self._cut_at_once
+            self._cut_at_once = 0
+            if count:
+                _log.info("cut off %d connections; %d are left", count, len(sockets) - len(doomed))
         finally:
             for connection in sockets.values():
                 connection.close()

@@ -8,6 +8,8 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -46,6 +48,7 @@ class EntriesEndpoint:
         )
         self._max_entries = settings.max_entries
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
+        self._scales = ThreadPoolExecutor(1, "weighing")
         self._rejected = journal.metrics.rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,14 +70,17 @@ class EntriesEndpoint:
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers
             self._rejected.labels(found.reason).inc()
+        if incoming.broken:
+            self._connections.broke_off(peer_of(scope))
+            if scope["http_version"] == "2":
+                return  # its stream is gone, whichever side ended it: there is nobody to answer
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
         self._connections.answered(peer_of(scope), len(body))
         self._metrics.observe(
             f"{status // 100}xx", perf_counter() - started, headers.content_length, len(body)
         )
-        if not incoming.complete:
-            await self._bodies.discard(incoming)
+        await self._bodies.discard(incoming)
 
     async def _append(self, scope: Scope, headers: "_Headers", incoming: IncomingBody) -> Appended:
         grant = self._guard.admit(scope, headers.authorization, TokenScope.WRITE)
@@ -87,17 +93,22 @@ class EntriesEndpoint:
         if gzip:
             body = self._inflate(body)
         if not is_light(body, self._max_body_bytes):
-            await asyncio.to_thread(
-                check_weight,
-                body,
-                json=json,
-                max_body_bytes=self._max_body_bytes,
-                max_entries=self._max_entries,
-            )
+            await self._weigh(body, json=json)
         request = self._codec.prepare(body, json=json)
         del body
         self._guard.charge(scope, grant, len(request.entries))
         return await self._journal.append(request)
+
+    async def _weigh(self, body: bytes | bytearray, *, json: bool) -> None:
+        """Weigh a body on a thread, one at a time: many would leave the loop no time of its own."""
+        check = partial(
+            check_weight,
+            body,
+            json=json,
+            max_body_bytes=self._max_body_bytes,
+            max_entries=self._max_entries,
+        )
+        await asyncio.get_running_loop().run_in_executor(self._scales, check)
 
     def _inflate(self, body: bytes | bytearray) -> bytes:
         """Decompress, never to more than a body may have."""

@@ -6,6 +6,7 @@ what would take more than about twice `MAX_BODY_BYTES`. Short bodies, as most ar
 pass unseen; of the others, those whose `symbols` are short pass after a glance.
 """
 
+import re
 from typing import Final
 
 import msgpack
@@ -53,6 +54,9 @@ class _Outline(Struct):
 class _Entries(Struct):
     entries: list[Raw]
 
+
+_EMPTY: Final = b"\x80\x90\xc0\xc2\xc3"
+_ALONE: Final = re.compile(rb"[\x00-\x80\x90\xc0\xc2\xc3\xe0-\xff]+")
 
 _outline: Final = msgspec.msgpack.Decoder(_Outline)
 _entries: Final = msgspec.msgpack.Decoder(_Entries)
@@ -103,7 +107,10 @@ def check_weight(
 
 
 def count_values(data: bytes | bytearray, limit: int) -> int:
-    """How many values some MessagePack holds, keys included; counting ends beyond `limit`."""
+    """How many values some MessagePack holds, keys included; counting ends beyond `limit`.
+
+    Values of one byte, which an attack is made of, are counted by runs.
+    """
     view = memoryview(data)
     count = at = 0
     left = 1
@@ -112,9 +119,12 @@ def count_values(data: bytes | bytearray, limit: int) -> int:
         at += 1
         left -= 1
         count += 1
-        if first < 0x80 or first >= 0xE0:
-            continue
-        if first < 0xA0:
+        if first < 0x80 or first >= 0xE0 or first in _EMPTY:
+            if run := _ALONE.match(view, at, at + min(left, limit)):
+                count += run.end() - at
+                left -= run.end() - at
+                at = run.end()
+        elif first < 0xA0:
             left += first & 15 if first >= 0x90 else 2 * (first & 15)
         elif first < 0xC0:
             at += first & 31

@@ -7,7 +7,14 @@ from time import monotonic
 
 import pytest
 
-from app.api.connections import CROWDED_IDLE_S, FIRST_REQUEST_S, IDLE_S, Connections, Peer
+from app.api.connections import (
+    CROWDED_IDLE_S,
+    FIRST_REQUEST_S,
+    IDLE_S,
+    MAX_BROKEN_OFF,
+    Connections,
+    Peer,
+)
 
 
 class Server:
@@ -67,6 +74,28 @@ def test_one_with_a_request_in_progress_stays_however_long_it_takes(server: Serv
     connections.began(peer)
     for hours in range(3):
         connections.check(monotonic() + 3600 * hours)
+    assert not server.is_cut(peer)
+
+
+def test_one_that_breaks_off_what_it_begins_is_cut_off_at_once_and_alone(server: Server) -> None:
+    connections, hostile, honest = Connections(100), server.connect(), server.connect()
+    for count in range(MAX_BROKEN_OFF + 1):
+        assert not server.is_cut(hostile), count
+        for peer in (hostile, honest):
+            connections.began(peer)
+            connections.ended(peer)
+        connections.broke_off(hostile)
+    assert server.is_cut(hostile)
+    assert not server.is_cut(honest)
+
+
+def test_one_that_breaks_off_requests_now_and_then_stays(server: Server) -> None:
+    connections, peer = Connections(100), server.connect()
+    connections.began(peer)
+    for _ in range(3):
+        for _ in range(MAX_BROKEN_OFF):
+            connections.broke_off(peer)
+        connections.check(monotonic())
     assert not server.is_cut(peer)
 
 
