@@ -43,7 +43,7 @@ def catch_up(files: FileSystem, log: LogExtent, store: CommitmentStore) -> int:
         raise StartRefused(
             f"the commitment store belongs to the log {store.wal_id}, this is the log {log.wal_id}"
         )
-    start = max(log.start, store.wal_offset)
+    start = max(log.start, store.reached(log.wal_id) or 0)
     applied = 0
     for segment, frame in read_frames(files, log.segments, start, log.end):
         applied += _apply(log.wal_id, segment, frame, store)

@@ -143,7 +143,7 @@ def examine(
     progress = held.progress if held else None
     if progress is not None and progress.wal_id != wal_id:
         progress = None  # it speaks of another log; replication will refuse and say so
-    applied = store.wal_offset if store is not None and store.wal_id == wal_id else 0
+    applied = (store.reached(wal_id) or 0) if store is not None else 0
     evidence = replace(
         _evidence(checkpoint, progress, applied),
         is_told=held is not None and held.progress is progress,
