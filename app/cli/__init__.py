@@ -3,24 +3,48 @@
 0: done. 1: refused, failed or given up. 2: a setting or an argument is not allowed. 130: Ctrl-C.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from importlib import import_module
+from typing import Any, Final
 
 import click
 
-from app.cli.commitments import commitments
-from app.cli.keys import keys
-from app.cli.operator import adopt, migrate, serve
-from app.cli.replaying import replay
-from app.cli.requests import checkpoint, flush, post
-from app.cli.tokens import tokens
-from app.cli.verify import verify
-from app.cli.wal import wal
 from app.errors import JournalError, SettingsError
+
+# Each command, and the module that holds it under its name.
+_COMMANDS: Final = {
+    "adopt": "operator",
+    "checkpoint": "requests",
+    "commitments": "commitments",
+    "flush": "requests",
+    "keys": "keys",
+    "migrate": "operator",
+    "post": "requests",
+    "replay": "replaying",
+    "serve": "operator",
+    "tokens": "tokens",
+    "verify": "verify",
+    "wal": "wal",
+}
 
 
 class _Journal(click.Group):
-    """The group that turns the project's errors into one line and an exit code."""
+    """The group that turns the project's errors into one line and an exit code.
+
+    A command is loaded when it is asked for: `serve` needs nothing of the others.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return sorted(_COMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"app.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -33,6 +57,11 @@ class _Journal(click.Group):
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
+    from importlib.metadata import (  # noqa: PLC0415 - a tenth of the time of most commands
+        PackageNotFoundError,
+        version,
+    )
+
     try:
         click.echo(f"journal {version('journal')}")
     except PackageNotFoundError:
@@ -79,11 +108,3 @@ def main() -> None:
     Settings are environment variables with the prefix JOURNAL_, or options of the same names:
     `journal serve --help` lists them all.
     """  # noqa: D301 - the escape is click's
-
-
-_COMMANDS = (
-    serve, migrate, adopt, replay, post, flush, checkpoint, commitments, wal, keys, tokens,
-    verify,
-)  # fmt: skip
-for _command in _COMMANDS:
-    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""How the command line knows the service, and shows who it is: certificates and a token."""
+"""How the command line reaches the service, and shows who it is: certificates and a token."""
 
 import os
 import ssl
@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from app.client import DEFAULT_URL, JournalClient
 from app.errors import SettingsError
 from app.secret_file import read_password
 from app.settings import TOKEN_VARIABLE
@@ -65,6 +66,23 @@ def credential_options(command: Command) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def service_options(command: Command) -> Callable[..., Any]:
+    """Give a command `--url` and what makes `credentials`; `connect` takes both."""
+    url = click.option(
+        "--url", default=DEFAULT_URL, show_default=True, help="Where the service listens."
+    )
+    return url(credential_options(command))
+
+
+def connect(url: str, credentials: Credentials, **client_options: Any) -> JournalClient:
+    """The client that the options describe."""
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(
+            f"{url!r} does not begin with http:// or https://", param_hint="--url"
+        )
+    return JournalClient(url, token=credentials.token, verify=credentials.tls, **client_options)
 
 
 def _token(path: Path | None, typed: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Options that several commands share: settings as options, and how to reach the service."""
+"""Options that several commands share: settings as options."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +9,6 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from app.cli.credentials import Credentials, credential_options
-from app.client import DEFAULT_URL, JournalClient
 from app.settings import Settings, setting_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -62,23 +60,6 @@ def database_of(settings: Settings) -> Iterator[str]:
         yield postgres.start()
     finally:
         postgres.stop()
-
-
-def service_options(command: Command) -> Callable[..., Any]:
-    """Give a command `--url` and what makes `credentials`; `connect` takes both."""
-    url = click.option(
-        "--url", default=DEFAULT_URL, show_default=True, help="Where the service listens."
-    )
-    return url(credential_options(command))
-
-
-def connect(url: str, credentials: Credentials, **client_options: Any) -> JournalClient:
-    """The client that the options describe."""
-    if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(
-            f"{url!r} does not begin with http:// or https://", param_hint="--url"
-        )
-    return JournalClient(url, token=credentials.token, verify=credentials.tls, **client_options)
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:

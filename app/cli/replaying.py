@@ -17,8 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from app.cli.credentials import Credentials
-from app.cli.options import connect, service_options
+from app.cli.credentials import Credentials, connect, service_options
 from app.client import JournalClient, Retry
 from app.errors import OperatingError
 from app.replay import FeedFile, ReplayPlan, Tally

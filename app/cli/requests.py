@@ -8,8 +8,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from app.cli.credentials import Credentials
-from app.cli.options import connect, service_options
+from app.cli.credentials import Credentials, connect, service_options
 from app.client import JSON, JournalClient, Retry
 
 

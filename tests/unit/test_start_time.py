@@ -19,6 +19,12 @@ def loaded_by(program: str) -> set[str]:
 
 
 def test_the_service_loads_neither_migrations_nor_a_client_nor_keystores() -> None:
-    loaded = loaded_by("import app.server")
+    loaded = loaded_by("import app.cli.operator, app.server")
     assert {"granian", "fastapi", "rocksdict"} <= loaded
     assert not loaded & (MIGRATIONS | CLIENT | KEYSTORES | BULK)
+
+
+def test_the_command_line_loads_the_command_that_is_asked_for() -> None:
+    program = "from app.cli import main; main(['{}', '--help'], standalone_mode=False)"
+    assert not loaded_by(program.format("serve")) & (MIGRATIONS | CLIENT | KEYSTORES)
+    assert "httpx" in loaded_by(program.format("checkpoint"))
