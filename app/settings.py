@@ -17,14 +17,12 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.chain.pipeline import ALL_COMMANDS
+from app.environment import ENV_PREFIX, TOKEN_VARIABLE
 from app.errors import SettingsError
 from app.model.rules import is_type_name
 
 # What a URL has between its user and its host.
 _PASSWORD: Final = re.compile(r"(//[^/@:]*:)[^@]*@")
-ENV_PREFIX: Final = "JOURNAL_"
-# No setting of the service: what the command line shows to one.
-TOKEN_VARIABLE: Final = f"{ENV_PREFIX}TOKEN"
 EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from app.client import DEFAULT_URL, JournalClient
+from app.environment import TOKEN_VARIABLE
 from app.errors import SettingsError
 from app.secret_file import read_password
-from app.settings import TOKEN_VARIABLE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

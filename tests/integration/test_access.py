@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.cli import main
-from app.settings import TOKEN_VARIABLE
+from app.environment import TOKEN_VARIABLE
 from app.tokens import PREFIX, Scope, digest_of, id_of
 from tests.integration.conftest import MakeService
 from tests.support.bearer_tokens import TokensFile, bearing

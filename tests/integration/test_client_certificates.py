@@ -16,7 +16,7 @@ import trustme
 from click.testing import CliRunner, Result
 
 from app.cli import main
-from app.settings import TOKEN_VARIABLE
+from app.environment import TOKEN_VARIABLE
 from app.tokens import Scope
 from tests.integration.conftest import MakeService
 from tests.support.bearer_tokens import TokensFile, bearing

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from app.environment import ENV_PREFIX
 from app.errors import SettingsError
-from app.settings import ENV_PREFIX, Settings, WalSync, WalTail, load_settings, setting_name
+from app.settings import Settings, WalSync, WalTail, load_settings, setting_name
 
 MIB = 1024 * 1024
 DEFAULTS: dict[str, Any] = {

@@ -27,4 +27,6 @@ def test_the_service_loads_neither_migrations_nor_a_client_nor_keystores() -> No
 def test_the_command_line_loads_the_command_that_is_asked_for() -> None:
     program = "from app.cli import main; main(['{}', '--help'], standalone_mode=False)"
     assert not loaded_by(program.format("serve")) & (MIGRATIONS | CLIENT | KEYSTORES)
-    assert "httpx" in loaded_by(program.format("checkpoint"))
+    client = loaded_by(program.format("checkpoint"))
+    assert "httpx" in client
+    assert not client & ({"pydantic", "granian", "fastapi"} | MIGRATIONS | KEYSTORES)
