@@ -1,21 +1,24 @@
-"""A wall clock for a whole service, which stands still until the test moves it."""
+"""Wall clocks for a whole service: one that a test moves, and the machine's own, shifted."""
 
 import ctypes
 import mmap
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 _CUSTOMIZED: Final = Path(__file__).with_name("owned_clock")
+_SHIFTED: Final = Path(__file__).with_name("shifted_clock.c")
 
 
 class OwnedClock:
-    """The time that every process started with `environ` reads, in ms."""
+    """The time that every process started with `environ` reads, in ms. It stands still."""
 
     def __init__(self, path: Path, now_ms: int) -> None:
-        path.write_bytes(bytes(8))
-        with path.open("r+b") as file:
-            self._now_ms = ctypes.c_int64.from_buffer(mmap.mmap(file.fileno(), 8))
+        self._now_ms = _shared(path)
         self.environ: Final = {
             "TEST_CLOCK": str(path),
             "PYTHONPATH": os.pathsep.join([str(_CUSTOMIZED), str(_CUSTOMIZED.parents[2])]),
@@ -29,3 +32,31 @@ class OwnedClock:
         # Told first: what a process reads is always among the readings.
         self.readings.append(self.readings[-1] + ms)
         self._now_ms.value = self.readings[-1]
+
+
+class ShiftedClock:
+    """The machine's wall clock as native code reads it too, off by what the test says.
+
+    `wrapper` runs a command by it. libfaketime does not do: where it is in the way of a wait whose
+    end has just passed, that fails (0.9.10: `time.sleep` raises EINVAL). Skips without a compiler.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        compiler = shutil.which("cc") or pytest.skip("there is no C compiler: no clock can be put")
+        library, offset = directory / "shifted_clock.so", directory / "shifted_clock"
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(_SHIFTED)], check=True
+        )
+        self._offset_ns = _shared(offset)
+        self.wrapper: Final = ("env", f"LD_PRELOAD={library}", f"SHIFTED_CLOCK={offset}")
+
+    def shift(self, offset_s: int) -> None:
+        """Jump to so many seconds after the machine's own time, or before it."""
+        self._offset_ns.value = offset_s * 1_000_000_000
+
+
+def _shared(path: Path) -> ctypes.c_int64:
+    """A number in a new file, for others to map."""
+    path.write_bytes(bytes(8))
+    with path.open("r+b") as file:
+        return ctypes.c_int64.from_buffer(mmap.mmap(file.fileno(), 8))

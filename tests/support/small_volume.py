@@ -18,11 +18,13 @@ class FileSystemKind(StrEnum):
 
 
 @contextmanager
-def small_volume(directory: Path, kind: FileSystemKind, mib: int) -> Iterator[Path]:
+def small_volume(
+    directory: Path, kind: FileSystemKind, mib: int, name: str = "volume"
+) -> Iterator[Path]:
     """Mount a volume below `directory`, which is on disk. Skips where that is not allowed."""
-    mount_point = directory / "volume"
+    mount_point = directory / name
     mount_point.mkdir()
-    source, options = "tmpfs", f"size={mib}m"
+    source, options = "tmpfs", f"size={mib}m,mode=700"
     if kind is not FileSystemKind.TMPFS:
         make = shutil.which(f"mkfs.{kind}") or pytest.skip(f"there is no mkfs.{kind}")
         image = directory / "image"
@@ -43,3 +45,8 @@ def small_volume(directory: Path, kind: FileSystemKind, mib: int) -> Iterator[Pa
         yield mount_point
     finally:
         subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
+
+
+def enlarge(mount_point: Path, mib: int) -> None:
+    """Give a volume of tmpfs that is in use more room."""
+    subprocess.run(["mount", "-o", f"remount,size={mib}m", str(mount_point)], check=True)
