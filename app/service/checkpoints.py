@@ -44,7 +44,8 @@ class CheckpointKeeper:
 
     `keep_from` gives the lowest offset that is needed for other reasons than replication;
     `sync_commitments` makes the commitment store durable and gives the offset it then reaches;
-    `reserve` is room for all this on a full volume.
+    `reserve` is room for all this on a full volume. `on_fatal` is called when a sync has failed
+    after which nothing may be given back: it must not return to anything that acknowledges.
     """
 
     def __init__(
@@ -118,7 +119,6 @@ class CheckpointKeeper:
         self._moved.set()
         self._urgent.set()
         await self._task
-        await self._write()
 
     def _notice_death(self, task: "asyncio.Task[None]") -> None:
         """Without a keeper the log would only grow: what ends it ends the service."""
@@ -138,6 +138,7 @@ class CheckpointKeeper:
                 async with asyncio.timeout(_PAUSE_S):
                     await self._urgent.wait()
             self._urgent.clear()
+        await self._write()
 
     async def _write(self) -> bool:
         """Write the checkpoint if it has moved, and give back behind it.

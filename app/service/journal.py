@@ -225,7 +225,11 @@ class Journal:
                 await self._keeper.stop()
             self._writer = self._keeper = None
             if self._producer is not None:
-                await asyncio.to_thread(self._producer.close)
+                try:
+                    await asyncio.to_thread(self._producer.close)
+                except JournalError as error:
+                    # All is durable in the log, but after a failed sync no stop is a clean one.
+                    stop_at_once(error)
             self._producer = None
             if self._reader is not None:
                 await self._reader.close()

@@ -14,7 +14,8 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from threading import Lock
+from typing import ClassVar, Final, NamedTuple
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
@@ -44,6 +45,13 @@ class Volume(NamedTuple):
 
 class FileSystem:
     """The real file system."""
+
+    naming: ClassVar = Lock()
+    """Held from a change of a directory's names to the sync that makes it durable.
+
+    A sync that fails says so once, to one thread: what another had changed by then could be lost,
+    and its own sync would still succeed.
+    """
 
     def make_directory(self, path: Path) -> None:
         """Create `path` and what is missing above it, mode 0700, each entry made durable.
@@ -203,8 +211,9 @@ def write_new_file(
         raise
     finally:
         files.close(fd)
-    files.rename(draft, path)
-    files.sync_directory(path.parent)
+    with files.naming:
+        files.rename(draft, path)
+        files.sync_directory(path.parent)
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

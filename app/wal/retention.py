@@ -9,6 +9,7 @@ reading begins there after a restart.
 import logging
 from pathlib import Path
 
+from app.errors import WalFailed
 from app.wal.files import FileSystem
 from app.wal.reader import SegmentReader
 from app.wal.segments import Segment, list_segments
@@ -21,14 +22,16 @@ def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int
 
     `start` is where the last call ended, so that nothing is punched twice. The last segment is
     never unlinked. A file system that can't punch keeps its bytes until the whole segment goes.
+
+    Raises `OSError` and `CorruptionError` where it may be tried again, and `WalFailed` where a sync
+    has failed: what is durable of the directory is not known any more.
     """
     segments = list_segments(files, directory)
     given_back = 0
     for segment in segments[:-1]:
         if segment.end <= limit:
             # Each before the next, or a power cut could leave a gap between two.
-            files.unlink(segment.path)
-            files.sync_directory(directory)
+            _unlink(files, segment.path)
             given_back += max(segment.end - max(start, segment.start), 0)
     for segment in segments:
         if segment.start < limit < segment.end or (
@@ -36,6 +39,15 @@ def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int
         ):
             given_back += _punch(files, segment, max(start, segment.start), limit)
     return given_back
+
+
+def _unlink(files: FileSystem, path: Path) -> None:
+    with files.naming:
+        files.unlink(path)
+        try:
+            files.sync_directory(path.parent)
+        except OSError as error:
+            raise WalFailed(f"syncing the unlinking of {path.name} failed: {error}") from error
 
 
 def _punch(files: FileSystem, segment: Segment, start: int, limit: int) -> int:

@@ -6,15 +6,18 @@ Nothing that was acknowledged is lost by any of it.
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
 import pytest
 
+from app.wal.checkpoint import read_checkpoint
+from app.wal.files import FileSystem
 from tests.support.data_calls import inject_at, was_injected
+from tests.support.foreign_wal import read_wal
 from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
@@ -30,6 +33,12 @@ SETTINGS: Final[dict[str, Any]] = {
     "WAL_SYNC": "fdatasync",
     "WAL_SEGMENT_BYTES": 65536,
     "SHUTDOWN_TIMEOUT_S": 0,
+}
+GIVING_BACK: Final[dict[str, Any]] = {
+    "AUTO_MIGRATE": "false",
+    "BLOCK_COMMANDS": "*",
+    "WAL_SYNC": "fdatasync",
+    "DEDUP_WINDOW": 1,
 }
 
 
@@ -110,12 +119,24 @@ GIVING_BACK_CASES: Final = [
     *faults("unlink", FIRST, "1", EIO=Outcome.UNNOTICED),
     *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.UNNOTICED),
 ]
+# The keeper's second such calls: its thread has made the first while the log was opened.
+GIVEN_UP_CASES: Final = [
+    *faults("fsync", "wal", "2", EIO=Outcome.STOPS),
+    *faults("fdatasync", "commitments/000004.log", "2", EIO=Outcome.STOPS),
+]
 
 
 def suffer(
-    directory: Path, case: Case, talk: Callable[[Service], Conversation], **settings: Any
+    directory: Path,
+    case: Case,
+    talk: Callable[[Service], Conversation],
+    look: Callable[[Service], None] = lambda service: None,
+    **settings: Any,
 ) -> None:
-    """Run a service that suffers a fault; check its outcome and what is left."""
+    """Run a service that suffers a fault; check its outcome and what is left, `look` at the rest.
+
+    It is looked at before anything is recovered.
+    """
     database_url = str(settings.pop("DATABASE_URL", NOWHERE))
     with Service(directory / "data", database_url, **settings) as service:
         output = directory / "trace"
@@ -124,6 +145,7 @@ def suffer(
         outcome = outcome_of(service, conversation)
         assert outcome is case.outcome, f"{outcome}: {conversation.statuses}\n{service.log}"
         assert "Traceback" not in service.log, service.log
+        look(service)
         check_promise(conversation, service.data_dir, database_url, **settings)
         assert was_injected(service, output), "the fault was not reached"
     shutil.rmtree(directory)
@@ -136,11 +158,15 @@ def talk(service: Service) -> Conversation:
     return conversation
 
 
-def talk_and_flush(service: Service) -> Conversation:
+def talk_and_flush(service: Service, requests: int = 12) -> Conversation:
     conversation = Conversation(entries=1, size=250_000)
-    with service.client() as client, suppress(httpx.TransportError):
-        while len(conversation.requests) < 12 and conversation.send(client) is not None:
-            flush(client)
+    with service.client() as client:
+        try:
+            while len(conversation.requests) < requests and conversation.send(client) is not None:
+                flush(client)
+        except httpx.TransportError:
+            # Gone in a flush: nothing more is answered either.
+            conversation.send(client)
     return conversation
 
 
@@ -194,18 +220,52 @@ def test_a_call_that_fails_at_the_first_start_refuses_it_clearly(tmp_path: Path)
 
 @pytest.mark.timeout(600)
 def test_a_call_that_fails_while_the_log_is_given_back(tmp_path: Path, database_url: str) -> None:
-    replicated = {
-        "DATABASE_URL": database_url,
-        "AUTO_MIGRATE": "false",
-        "BLOCK_COMMANDS": "*",
-        "WAL_SYNC": "fdatasync",
-        "DEDUP_WINDOW": 1,
-    }
-
     def run(directory: Path, case: Case) -> None:
         # In segments that are longer than what is given back at once, holes are punched.
         segment_bytes = 4_000_000 if case.call == "fallocate" else 600_000
-        settings = {**replicated, "ENVIRONMENT": f"run-{directory.name}"}
+        settings = {**GIVING_BACK, "DATABASE_URL": database_url, "ENVIRONMENT": directory.name}
         suffer(directory, case, talk_and_flush, WAL_SEGMENT_BYTES=segment_bytes, **settings)
 
     suffer_all(tmp_path, run, GIVING_BACK_CASES)
+
+
+@pytest.mark.timeout(600)
+def test_a_sync_that_fails_ends_the_service_before_anything_more_is_given_back(
+    tmp_path: Path, database_url: str
+) -> None:
+    def nothing_more(service: Service) -> None:
+        checkpoint = read_checkpoint(FileSystem(), service.data_dir / "checkpoint.json")
+        assert checkpoint is not None
+        records = list(read_wal(service.data_dir / "wal", checkpoint.retained_offset))
+        if "syncing the unlinking" in service.log:
+            assert checkpoint.retained_offset >= records[0].offset > 0
+        else:
+            assert "commitments" in service.log
+            assert checkpoint.retained_offset == records[0].offset == 0
+
+    def run(directory: Path, case: Case) -> None:
+        settings = {**GIVING_BACK, "DATABASE_URL": database_url, "ENVIRONMENT": directory.name}
+        # The writer begins one further segment of these, and so syncs the directory once.
+        talk = partial(talk_and_flush, requests=30)
+        suffer(directory, case, talk, nothing_more, WAL_SEGMENT_BYTES=4_000_000, **settings)
+
+    suffer_all(tmp_path, run, GIVEN_UP_CASES)
+
+
+def test_a_sync_that_fails_at_the_stop_is_not_a_clean_stop(
+    tmp_path: Path, database_url: str
+) -> None:
+    # Longer than the test waits for the end: it must not be what ends the service.
+    settings = {**GIVING_BACK, "SHUTDOWN_TIMEOUT_S": 90}
+    with Service(tmp_path / "data", database_url, **settings) as service:
+        store_log = "commitments/000004.log"
+        inject_at(service, tmp_path / "trace", "fdatasync", store_log, "error=EIO:when=2")
+        service.start()
+        conversation = Conversation()
+        with service.client() as client:
+            assert conversation.send(client) == 200
+        assert service.terminate() != 0
+        assert was_injected(service, tmp_path / "trace")
+        assert "Input/output error" in service.log
+        assert "Traceback" not in service.log
+        check_promise(conversation, service.data_dir, database_url, **settings)

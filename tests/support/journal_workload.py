@@ -161,7 +161,8 @@ class Workload:
         self.moments.append(Moment(call, life.machine, life.world))
         if self._interlude is not None:
             self._calls_until -= 1
-            if self._calls_until < 0:
+            # While names are changed, an append may have to wait for who changes them.
+            if self._calls_until < 0 and not life.files.naming.locked():
                 interlude, self._interlude = self._interlude, None
                 interlude()
 

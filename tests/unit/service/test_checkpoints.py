@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import DiskFull
+from app.errors import DiskFull, StoreFailed, WalFailed
 from app.replication.link import Progressed
 from app.service import checkpoints
 from app.service.checkpoints import CheckpointKeeper
@@ -26,6 +26,7 @@ class Kept:
         wal: WrittenWal,
         start: Checkpoint | None = None,
         sync_commitments: Callable[[], int] | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.wal = wal
         self.files = WatchedFiles()
@@ -40,6 +41,7 @@ class Kept:
             lambda: self.limit,
             self.given_back.append,
             sync_commitments,
+            on_fatal,
             reserve=self.reserve,
         )
         self.keeper.start()
@@ -198,6 +200,41 @@ async def test_a_failure_to_give_back_is_tried_again_with_the_next_checkpoint(ke
     await kept.keeper.stop()
     assert kept.given_back
     assert not kept.wal.genesis[0].path.exists()
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_a_sync_that_fails_once_the_log_is_given_back_is_fatal(
+    tmp_path: Path, small_steps: None, stopping: bool
+) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1, 1, 1]] * 3)
+    fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    kept = Kept(wal, on_fatal=fatal.set_result)
+    kept.files.fault = lambda call: (
+        os_error(errno.EIO) if call[:2] == ("sync directory", "wal") else None
+    )
+    kept.progressed(8)
+    if stopping:
+        with pytest.raises(WalFailed):
+            await kept.keeper.stop()
+    assert isinstance(await asyncio.wait_for(fatal, 10), WalFailed)
+    assert kept.files.operations()[-2:] == ["unlink", "sync directory"]
+    assert kept.given_back == []
+
+
+async def test_a_store_whose_sync_fails_is_fatal_and_nothing_is_given_back(
+    tmp_path: Path, small_steps: None
+) -> None:
+    wal = write_wal(make_settings(tmp_path), [[1, 1, 1]] * 3)
+    fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def sync() -> int:
+        raise StoreFailed("an I/O error")
+
+    kept = Kept(wal, sync_commitments=sync, on_fatal=fatal.set_result)
+    kept.progressed(8)
+    assert isinstance(await asyncio.wait_for(fatal, 10), StoreFailed)
+    assert kept.keeper.current.retained_offset == 0
+    assert "unlink" not in kept.files.operations()
 
 
 async def test_a_log_that_is_in_disorder_is_left_alone_and_the_checkpoint_still_follows(

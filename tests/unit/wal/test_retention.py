@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.wal.files import FileSystem
+from app.errors import WalFailed
+from app.wal.files import FileSystem, write_new_file
 from app.wal.retention import give_back
 from tests.support.faulty_files import Call, Crash, WatchedFiles, os_error
 from tests.support.wal_files import WrittenWal, make_settings, open_wal, snapshot, write_wal
@@ -98,6 +99,44 @@ def test_each_unlinking_is_durable_before_the_next(wal: WrittenWal) -> None:
         Call("sync directory", "wal"),
         Call("unlink", wal.genesis[1].path.name),
         Call("sync directory", "wal"),
+    ]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_after_a_sync_that_failed_nothing_more_is_given_back(wal: WrittenWal, code: int) -> None:
+    files = WatchedFiles()
+    files.fault = lambda call: os_error(code) if call.operation == "sync directory" else None
+    with pytest.raises(WalFailed, match=wal.genesis[0].path.name):
+        given_back(wal, 0, wal.records[7].end, files)
+    assert files.operations() == ["unlink", "sync directory"]
+
+
+def test_a_change_of_names_and_its_sync_are_one_step_for_other_threads(
+    wal: WrittenWal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the failed sync of the one could hide that the name of the other's segment is lost."""
+    files = WatchedFiles()
+
+    class Naming:
+        def __enter__(self) -> None:
+            files.calls.append(Call("begin", "names"))
+
+        def __exit__(self, *_: object) -> None:
+            files.calls.append(Call("end", "names"))
+
+    monkeypatch.setattr(FileSystem, "naming", Naming())
+    write_new_file(files, wal.settings.wal_dir / "next.wal", b"")
+    given_back(wal, 0, wal.genesis[1].offset, files)
+    changes = [call for call in files.calls if call.operation not in ("create", "write", "sync")]
+    assert changes == [
+        Call("begin", "names"),
+        Call("rename", "next.wal"),
+        Call("sync directory", "wal"),
+        Call("end", "names"),
+        Call("begin", "names"),
+        Call("unlink", wal.genesis[0].path.name),
+        Call("sync directory", "wal"),
+        Call("end", "names"),
     ]
 
 
