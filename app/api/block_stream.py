@@ -6,7 +6,8 @@ that it exists.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.answers import documented
 from app.api.block_answers import BLOCK_EXAMPLE, block_answer
 from app.api.block_source import BlockSource, blocks_of
+from app.api.security import Guard, authorization_of
 from app.chain.store import StoredBlock
 from app.errors import StoreFailed, Unavailable
 from app.model.entry import MAX_INT64
@@ -98,9 +100,10 @@ async def stream_blocks(
 ) -> Response:
     """Every block above `after`, in order, then each new one once it is durable.
 
-    The stream stays open; comments show that it lives, and the service's shutdown ends it. It goes
-    on where it was when a client connects anew with `Last-Event-ID`, as browsers do by themselves.
-    The data of an event is the block in JSON, as `GET /blocks/{height}` has it.
+    The stream stays open; comments show that it lives. The service's shutdown ends it, and so does
+    the end of the token that it was opened with. It goes on where it was when a client connects
+    anew with `Last-Event-ID`, as browsers do by themselves. The data of an event is the block in
+    JSON, as `GET /blocks/{height}` has it.
     """
     source = blocks_of(request)
     # Raises while there is none: a status can only be sent before the first event.
@@ -111,15 +114,23 @@ async def stream_blocks(
     if streams.open >= streams.limit:
         raise Unavailable(f"{streams.limit} block streams are open, and no more are served")
     behind = after if last_event_id is None else last_event_id
-    return _BlockStream(streams, block_events(source, behind))
+    guard: Guard = request.app.state.guard
+    may_read = partial(guard.trusts, authorization_of(request))
+    return _BlockStream(streams, block_events(source, behind, may_read))
 
 
 async def block_events(
-    source: BlockSource, after: int | None, heartbeat_s: float = HEARTBEAT_S
+    source: BlockSource,
+    after: int | None,
+    may_read: Callable[[], bool],
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> AsyncGenerator[bytes, None]:
-    """The events above a height as they go out, a comment after each `heartbeat_s` without any."""
+    """The events above a height as they go out, a comment after each `heartbeat_s` without any.
+
+    They end with the right to read, which is asked for before each time that something goes out.
+    """
     yield f"retry: {_RETRY_MS}\n\n".encode()
-    while not source.closing:
+    while not source.closing and may_read():
         height = 0 if after is None else after + 1
         try:
             blocks = source.store.blocks(after, _PULLED_BLOCKS, descending=False)

@@ -301,6 +301,25 @@ def test_sighup_takes_new_tokens_in_and_revoked_ones_out_and_a_bad_file_changes_
     assert guarded.service.worker_pid == worker
 
 
+def test_a_stream_of_blocks_ends_when_its_token_is_revoked(
+    guarded: Guarded, admin: httpx.Client
+) -> None:
+    token = guarded.tokens.add("watcher", Scope.READ)
+    guarded.reload()
+    with guarded.client(token) as client:
+        wait_for(lambda: client.get("/checkpoint").status_code == 200, "the token is good")
+        with client.stream("GET", "/blocks/stream") as stream:
+            lines = stream.iter_lines()
+            first = accepted(post(admin, json_entry(command_type="TickSnapshot")))["block_height"]
+            assert f"id: {first}" in lines
+            guarded.tokens.remove("watcher")
+            guarded.reload()
+            with guarded.client(token) as other:
+                wait_for(lambda: other.get("/checkpoint").status_code == 401, "it is revoked")
+            second = accepted(post(admin, json_entry(command_type="TickSnapshot")))["block_height"]
+            assert f"id: {second}" not in lines
+
+
 def test_a_file_that_can_not_be_used_refuses_the_start_in_one_line(
     make_service: MakeService,
 ) -> None:

@@ -18,9 +18,11 @@ from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
+from app.access import Access
 from app.api import block_stream, blocks, proofs
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
 from app.api.problems import TRANSLATED
+from app.api.security import Guard
 from app.chain.header import Delegation, Header
 from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable
@@ -187,6 +189,7 @@ def make_app(view: BlockView) -> FastAPI:
     )
     app.state.blocks = view
     app.state.streams = block_stream.Streams()
+    app.state.guard = Guard(Access(None))
     for each in (block_stream, blocks, proofs):
         app.include_router(each.router)
     return app

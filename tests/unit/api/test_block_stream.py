@@ -24,6 +24,10 @@ async def make_blocks(service: BlockService, count: int) -> None:
     await service.commit_all([(tick(),) for _ in range(count)])
 
 
+async def rest(events: AsyncIterator[bytes]) -> list[bytes]:
+    return [event async for event in events]
+
+
 async def ended(reader: SlowReader) -> None:
     reader.take(1000)
     await asyncio.wait_for(reader.task, 10)
@@ -133,7 +137,7 @@ async def test_a_reader_that_takes_nothing_holds_up_nobody_and_nothing_is_kept_f
 
 
 async def test_a_stream_without_news_shows_that_it_lives(service: BlockService) -> None:
-    async with aclosing(block_events(service.view, None, heartbeat_s=0.01)) as events:
+    async with aclosing(block_events(service.view, None, lambda: True, 0.01)) as events:
         assert (await anext(events)).startswith(b"retry: ")
         for _ in range(3):
             assert (await asyncio.wait_for(anext(events), 10)).startswith(b":")
@@ -141,6 +145,20 @@ async def test_a_stream_without_news_shows_that_it_lives(service: BlockService) 
         while (event := await asyncio.wait_for(anext(events), 10)).startswith(b":"):
             pass
         assert event.startswith(b"event: block\nid: 0\ndata: {")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_stream_ends_with_the_right_to_read(service: BlockService, silent: bool) -> None:
+    await make_blocks(service, 1)
+    rights = [True]
+    async with aclosing(block_events(service.view, None, lambda: rights[-1], 0.01)) as events:
+        assert (await anext(events)).startswith(b"retry: ")
+        assert b"\nid: 0\n" in await anext(events)
+        rights.append(False)
+        if not silent:
+            await make_blocks(service, 1)
+        left = await asyncio.wait_for(rest(events), 10)
+    assert b"id: 1" not in b"".join(left)
 
 
 async def test_streams_end_when_the_service_shuts_down(

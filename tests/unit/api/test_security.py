@@ -1,0 +1,70 @@
+"""What the guard says of those it refuses: nothing from which their secret could be learned."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.access import Access
+from app.api.problems import HttpProblem
+from app.api.security import Guard
+from app.tokens import PREFIX, Scope, digest_of, id_of
+from tests.support.bearer_tokens import TokensFile
+
+# What the identifier of a token looks like.
+_ID = re.compile(r"\b[0-9a-f]{12}\b")
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Guard:
+    """A new one for each case: a log of refusals says each reason once in a while only."""
+    access = Access(TokensFile(tmp_path / "tokens.json").path)
+    access.load()
+    return Guard(access)
+
+
+def refuse(guard: Guard, authorization: bytes) -> HttpProblem:
+    scope: dict[str, Any] = {"method": "GET", "path": "/checkpoint", "client": ("192.0.2.1", 1)}
+    with pytest.raises(HttpProblem) as refused:
+        guard.admit(scope, authorization, Scope.READ)
+    assert refused.value.status == 401
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"hunter2", b"journal", PREFIX.encode()[:-1], b"x" + PREFIX.encode() + b"A" * 43, b"\xff"],
+)
+def test_of_what_is_no_token_not_even_a_hash_is_told(
+    guard: Guard, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    caplog.clear()
+    problem = refuse(guard, b"Bearer " + sent)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "something that is no token" in said
+    assert digest_of(sent)[:6] not in said + str(problem)
+    assert not _ID.search(said)
+
+
+def test_a_token_that_is_not_known_is_named_by_its_id_alone(
+    guard: Guard, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    sent = PREFIX.encode() + b"A" * 43
+    problem = refuse(guard, b"Bearer " + sent)
+    (record,) = caplog.records
+    assert f"token {id_of(digest_of(sent))}" in record.getMessage()
+    assert b"A" * 43 not in (record.getMessage() + str(problem)).encode()
+
+
+@pytest.mark.parametrize("authorization", [b"", b"Bearer", b"Bearer  ", b"Basic aHVudGVyMg=="])
+def test_who_shows_no_token_is_nobody(
+    guard: Guard, caplog: pytest.LogCaptureFixture, authorization: bytes
+) -> None:
+    caplog.clear()
+    refuse(guard, authorization)
+    (record,) = caplog.records
+    assert "by nobody, from 192.0.2.1" in record.getMessage()
+    assert not _ID.search(record.getMessage())
