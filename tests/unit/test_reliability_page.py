@@ -18,6 +18,14 @@ def test_every_test_that_a_row_names_exists() -> None:
     assert references
     missing = [f"{path}::{name}" for path, name in references if not is_there(path, name)]
     assert missing == []
+    named = re.findall(r"`[^`\s]*(?:::|\.py)[^`\s]*`", page)
+    assert [name for name in named if not _REFERENCE.fullmatch(name)] == []
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)`", page)) <= targets
 
 
 def test_every_fault_has_an_outcome_and_a_test() -> None:
