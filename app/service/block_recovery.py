@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogExtent(NamedTuple):
-    """A log between the offset where reading begins and its end."""
+    """A log between the offset where reading begins and its end, or that of its last block."""
 
     segments: Sequence[Segment]
     wal_id: str
@@ -45,6 +45,8 @@ def catch_up(files: FileSystem, log: LogExtent, store: CommitmentStore) -> int:
         )
     start = max(log.start, store.reached(log.wal_id) or 0)
     applied = 0
+    if start >= log.end:
+        return applied
     for segment, frame in read_frames(files, log.segments, start, log.end):
         applied += _apply(log.wal_id, segment, frame, store)
     if applied:

@@ -110,7 +110,7 @@ def open_log(
     load_index(files, scan, index, settings.dedup_window)
     recovered = recover(files, scan, evidence, settings.wal_tail, syncer)
     if store is not None:
-        catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.end), store)
+        catch_up(files, LogExtent(scan.segments, scan.wal_id, scan.start, scan.blocks_end), store)
     known = _known_progress(settings, recovered, checkpoint, progress)
     log = _log_at(files, settings, syncer, recovered.wal_id, recovered.last_segment, now_ms)
     given = max(known.last_command_id, checkpoint.last_command_id if checkpoint else 0)

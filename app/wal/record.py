@@ -100,11 +100,15 @@ class KeyedBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
 
 
 class Outline(NamedTuple):
-    """What a group commit begins with: where it lies, and the ids of how many commands it holds."""
+    """The frame of a group commit: where it lies, the ids of how many commands, if it is a block.
+
+    `is_block` is also true where it can't be told without decoding.
+    """
 
     offset: int
     first_command_id: int
     entries: int
+    is_block: bool
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -122,6 +126,10 @@ _keyed_decoder: Final[msgspec.msgpack.Decoder[Genesis | KeyedBatch]] = msgspec.m
 # All that comes before the commands, as the writer encodes it, is no longer than this.
 _OUTLINE_BYTES: Final = 80
 _OUTLINE_KEYS: Final = ["kind", "offset", "first_command_id", "commands"]
+_BLOCK_KEYS: Final = ["header", "roots", "block_indices", "authority"]
+_BATCH_FIELDS: Final = len(_OUTLINE_KEYS) + len(_BLOCK_KEYS)
+# How it ends when it is no block. What clients sent lies before; a block ends otherwise.
+_NO_BLOCK: Final = b"".join(_encoder.encode(key) + b"\xc0" for key in _BLOCK_KEYS)
 
 
 def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
@@ -197,14 +205,14 @@ def decode_keyed(payload: bytes | bytearray | memoryview) -> Genesis | KeyedBatc
 
 
 def read_outline(payload: bytes | bytearray | memoryview) -> Outline | None:
-    """What a batch begins with; nothing behind the beginning of its commands is looked at.
+    """How a batch begins and ends; its commands are not looked at.
 
     None for anything that does not begin as the writer encodes a batch.
     """
     unpacker = msgpack.Unpacker()
     unpacker.feed(payload[:_OUTLINE_BYTES])
     try:
-        unpacker.read_map_header()
+        fields = unpacker.read_map_header()
         kind_key, kind, offset_key, offset, id_key, first_command_id, commands_key = (
             unpacker.unpack() for _ in range(7)
         )
@@ -216,4 +224,5 @@ def read_outline(payload: bytes | bytearray | memoryview) -> Outline | None:
         return None
     if type(offset) is not int or type(first_command_id) is not int:
         return None
-    return Outline(offset, first_command_id, entries)
+    is_plain = fields == _BATCH_FIELDS and payload[-len(_NO_BLOCK) :] == _NO_BLOCK
+    return Outline(offset, first_command_id, entries, not is_plain)

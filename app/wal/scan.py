@@ -4,7 +4,7 @@ Streaming: memory is bounded by one record, whatever the length of the log. Noth
 what a fault means is decided in `app.wal.recovery`.
 
 The CRC of every record is computed. What has been replicated was decoded then, every byte of it,
-and is what it was when its CRC is right: of that the beginning is read, and the keys where the
+and is what it was when its CRC is right: of that beginning and end are read, and the keys where the
 duplicate index covers it. What has not been is decoded whole, only to see that it does.
 """
 
@@ -62,6 +62,8 @@ class Scan:
     next_command_id: int
     last_record: int
     entries_behind: int = 0
+    # No block ends behind here.
+    blocks_end: int = 0
     fault: Fault | None = None
     valid_behind: int | None = None
     # (offset, entries up to there), a sample now and then: enough to find the start of the window.
@@ -173,7 +175,8 @@ def _outline(payload: memoryview) -> Genesis | Outline:
 def _outline_of_whole(payload: memoryview) -> Genesis | Outline:
     record = decode_record(payload)
     if isinstance(record, Batch):
-        return Outline(record.offset, record.first_command_id, len(record.commands))
+        is_block = record.header is not None
+        return Outline(record.offset, record.first_command_id, len(record.commands), is_block)
     return record
 
 
@@ -193,6 +196,8 @@ def _count(scan: Scan, frame: Frame, record: Outline, known: _Known) -> None:
         while len(samples) > 1 and scan.entries - samples[1][1] >= known.window:
             samples.popleft()
     scan.entries += record.entries
+    if record.is_block:
+        scan.blocks_end = frame.end
     scan.next_command_id = record.first_command_id + record.entries
 
 

@@ -86,7 +86,7 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     assert isinstance(keyed, KeyedBatch)
     assert (keyed.offset, keyed.first_command_id) == (offset, 9)
     assert keyed.keys == [entry.request_uuid.int for entry in commands]
-    assert read_outline(payload) == Outline(offset, 9, len(commands))
+    assert read_outline(payload) == Outline(offset, 9, len(commands), is_block=False)
 
 
 BEGINNING: dict[str, Any] = {"kind": "batch", "offset": 3, "first_command_id": 4}
@@ -97,8 +97,29 @@ BEGINNING: dict[str, Any] = {"kind": "batch", "offset": 3, "first_command_id": 4
 def test_an_outline_is_read_of_any_batch(number: int, count: int) -> None:
     fields = {**BEGINNING, "offset": number, "first_command_id": number, "commands": [0] * count}
     payload = msgpack.packb({**fields, **dict.fromkeys(BLOCK_FIELDS)})
-    assert read_outline(payload) == Outline(number, number, count)
-    assert read_outline(memoryview(payload)) == Outline(number, number, count)
+    outline = Outline(number, number, count, is_block=False)
+    assert read_outline(payload) == outline
+    assert read_outline(memoryview(payload)) == outline
+
+
+NO_BLOCK = msgpack.packb(dict.fromkeys(BLOCK_FIELDS))[1:]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"header": {}, "roots": {}, "block_indices": [0], "authority": None},
+        {"header": {}, "roots": {}, "block_indices": [0], "authority": {"signature": b"\1" * 65}},
+        {"header": {}, **dict.fromkeys(BLOCK_FIELDS[1:])},
+        {"header": {}, "other": NO_BLOCK},
+        {"other": NO_BLOCK},
+        {},
+    ],
+    ids=repr,
+)
+def test_what_does_not_end_as_a_batch_without_a_block_may_be_one(fields: dict[str, Any]) -> None:
+    payload = msgpack.packb({**BEGINNING, "commands": [NO_BLOCK], **fields})
+    assert read_outline(payload) == Outline(3, 4, 1, is_block=True)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +203,9 @@ def test_the_parts_of_a_block_are_framed_with_its_commands() -> None:
         authority=authority,
     )
     payload = bytes(encode_record(batch))[FRAME_BYTES:]
+    outline = read_outline(payload)
+    assert outline is not None
+    assert outline.is_block
     content = msgpack.unpackb(payload)
     assert content["header"] == msgspec.structs.asdict(header)
     assert content["roots"] == msgspec.structs.asdict(roots)
