@@ -9,7 +9,6 @@ duplicate index covers it. What has not been is decoded whole, only to see that 
 """
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,10 +28,12 @@ from app.wal.reader import (
     read_frames,
     segment_of,
 )
-from app.wal.record import FORMAT, Batch, Genesis, KeyedBatch, Outline, read_outline
+from app.wal.record import FORMAT, Batch, Genesis, KeyedBatch, Outline, RawBatch, read_outline
 from app.wal.segments import Segment, list_segments
 
 _SAMPLE_ENTRIES: Final = 1024
+# Shorter ones are decoded sooner than their outline is read.
+_LONG_BYTES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +170,25 @@ def _scan_segment(files: FileSystem, scan: Scan, index: int, owner: Genesis, kno
 
 
 def _outline(payload: memoryview) -> Genesis | Outline:
-    return read_outline(payload) or _outline_of_whole(payload)
+    outline = read_outline(payload) if len(payload) > _LONG_BYTES else None
+    return outline or _outlined(decode_raw(payload))
 
 
 def _outline_of_whole(payload: memoryview) -> Genesis | Outline:
-    record = decode_record(payload)
-    if isinstance(record, Batch):
-        is_block = record.header is not None
-        return Outline(record.offset, record.first_command_id, len(record.commands), is_block)
-    return record
+    return _outlined(decode_record(payload))
 
 
-def _check_marks(segment: Segment, offset: int, end: int, marks: Sequence[int]) -> None:
+def _outlined(record: Genesis | RawBatch | Batch) -> Genesis | Outline:
+    if isinstance(record, Genesis):
+        return record
+    is_block = record.header is not None
+    return Outline(record.offset, record.first_command_id, len(record.commands), is_block)
+
+
+def _check_marks(segment: Segment, offset: int, end: int, marks: tuple[int, int]) -> None:
     """The checkpoint and the progress row are ends of records."""
-    if any(offset < mark < end for mark in marks):
+    checkpoint, evidence = marks
+    if offset < checkpoint < end or offset < evidence < end:
         reason = f"the checkpoint or Postgres point into the middle of this record: {marks}"
         raise CorruptionError(segment.path.name, offset, reason)
 

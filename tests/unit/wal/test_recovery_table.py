@@ -312,12 +312,14 @@ def test_a_record_with_a_right_crc_that_is_none_of_ours_is_corruption(
     ],
     ids=str,
 )
+@pytest.mark.parametrize("padding", [0, 20_000])
 def test_a_replicated_record_that_is_none_of_ours_is_corruption(
-    wal: WrittenWal, fields: dict[str, Any], reason: str
+    wal: WrittenWal, fields: dict[str, Any], reason: str, padding: int
 ) -> None:
     """Of what was replicated less is decoded; this is noticed all the same."""
     last = wal.records[-1]
-    replace_last(wal, msgpack.packb({**payload_of(last.offset), **fields}))
+    content = {**payload_of(last.offset), **fields, "padding": bytes(padding)}
+    replace_last(wal, msgpack.packb(content))
     wal.checkpoint(end_of_log(wal))
     assert_names(refusal(tolerant(wal)), last, reason)
 
@@ -325,13 +327,15 @@ def test_a_replicated_record_that_is_none_of_ours_is_corruption(
 @pytest.mark.parametrize(
     ("checkpoint", "row", "replicated"), [(1, 0, True), (0, 1, True), (0, 0, False)]
 )
+@pytest.mark.parametrize("padding", [0, 20_000])
 def test_commands_are_decoded_again_only_where_they_have_not_been_replicated(
-    wal: WrittenWal, checkpoint: int, row: int, replicated: bool
+    wal: WrittenWal, checkpoint: int, row: int, replicated: bool, padding: int
 ) -> None:
     """Replication has decoded every byte of what it has sent, and the CRC shows it unchanged."""
     last = wal.records[-1]
     command = {"request_uuid": b"\1" * 16, "command_data": "text, where bytes belong"}
-    replace_last(wal, msgpack.packb(payload_of(last.offset, commands=[command])))
+    content = payload_of(last.offset, commands=[command], padding=bytes(padding))
+    replace_last(wal, msgpack.packb(content))
     ends = [last.offset, end_of_log(wal)]
     wal.checkpoint(ends[checkpoint])
     progress = progress_at(ends[row], 11)
