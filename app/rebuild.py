@@ -18,7 +18,7 @@ from app.replication.reader import Reader
 from app.service.opening import claim_data_dir
 from app.settings import Settings
 from app.wal.files import FileSystem
-from app.wal.scan import read_owner
+from app.wal.genesis import read_owner
 from app.wal.segments import list_segments
 
 _NEW_SUFFIX = ".new"

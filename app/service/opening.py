@@ -15,10 +15,11 @@ from app.settings import Settings
 from app.wal.checkpoint import Checkpoint, read_checkpoint
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
+from app.wal.genesis import read_owner
 from app.wal.log import Log, create_segment
 from app.wal.record import Genesis
 from app.wal.recovery import Recovered, recover
-from app.wal.scan import Evidence, Scan, load_index, read_owner, scan_log
+from app.wal.scan import Evidence, Scan, load_index, scan_log
 from app.wal.segments import Segment, list_segments, remove_drafts
 from app.wal.sync import Syncer
 

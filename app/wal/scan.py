@@ -18,6 +18,7 @@ from app.wal.checkpoint import Checkpoint
 from app.wal.decoding import decode_keyed, decode_raw, decode_record
 from app.wal.dedup import DuplicateIndex
 from app.wal.files import FileSystem
+from app.wal.genesis import check_owner, check_same_log, read_genesis
 from app.wal.reader import (
     Fault,
     FaultKind,
@@ -28,7 +29,7 @@ from app.wal.reader import (
     read_frames,
     segment_of,
 )
-from app.wal.record import FORMAT, Batch, Genesis, KeyedBatch, Outline, RawBatch, read_outline
+from app.wal.record import Batch, Genesis, KeyedBatch, Outline, RawBatch, read_outline
 from app.wal.segments import Segment, list_segments
 
 _SAMPLE_ENTRIES: Final = 1024
@@ -87,8 +88,8 @@ def scan_log(
     """
     segments = list_segments(files, directory)
     first = segments[0]
-    genesis, behind = _read_genesis(files, first)
-    _check_owner(first, genesis, environment, checkpoint)
+    genesis, behind = read_genesis(files, first)
+    check_owner(first, genesis, environment, checkpoint)
     start = _first_kept(files, first, behind, checkpoint, evidence)
     kept_from = first.start if start == behind else start
     scan = Scan(
@@ -108,18 +109,13 @@ def scan_log(
     _check_marks(first, first.start, behind, known.marks)
     at = segment_of(segments, start)
     for segment in segments[1 : at + 1]:
-        _check_same_log(segment, _read_genesis(files, segment)[0], genesis)
+        check_same_log(segment, read_genesis(files, segment)[0], genesis)
     for index in range(at, len(segments)):
         _scan_segment(files, scan, index, genesis, known)
         if scan.fault is not None:
             scan.valid_behind = _find_behind(files, segments, index, scan.fault.offset + 1)
             break
     return scan
-
-
-def read_owner(files: FileSystem, directory: Path) -> Genesis:
-    """The genesis of the first kept segment: whose log this is. Raises `CorruptionError`."""
-    return _read_genesis(files, list_segments(files, directory)[0])[0]
 
 
 def load_index(files: FileSystem, scan: Scan, index: DuplicateIndex, window: int) -> None:
@@ -218,71 +214,11 @@ def _check_order(
         )
         return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
     if isinstance(record, Genesis):
-        _check_same_log(segment, record, owner)
+        check_same_log(segment, record, owner)
     if record.first_command_id < scan.next_command_id:
         reason = f"command_id {record.first_command_id} where {scan.next_command_id} was next"
         return Fault(segment, frame.offset, FaultKind.UNDECODABLE, reason)
     return record
-
-
-def _read_genesis(files: FileSystem, segment: Segment) -> tuple[Genesis, int]:
-    """The genesis of a segment and the offset behind it. Raises `CorruptionError`."""
-    reader = SegmentReader(files, segment)
-    try:
-        for frame in reader.frames(segment.start):
-            record = decode_frame(segment, frame, decode_raw)
-            if isinstance(record, Genesis):
-                return record, frame.end
-            reason = (
-                record.reason if isinstance(record, Fault) else "the first record is no genesis"
-            )
-            raise CorruptionError(segment.path.name, segment.start, reason)
-        reason = reader.fault.reason if reader.fault else "the segment is empty"
-        raise CorruptionError(segment.path.name, segment.start, reason)
-    finally:
-        reader.close()
-
-
-def _check_owner(
-    segment: Segment, genesis: Genesis, environment: str, checkpoint: Checkpoint | None
-) -> None:
-    _check_format(segment, genesis)
-    if genesis.environment != environment:
-        raise CorruptionError(
-            segment.path.name,
-            segment.start,
-            f"belongs to environment {genesis.environment!r}, not to {environment!r}",
-        )
-    if checkpoint is None:
-        return
-    if checkpoint.environment != environment:
-        raise StartRefused(
-            f"the checkpoint belongs to environment {checkpoint.environment!r}, "
-            f"not to {environment!r}"
-        )
-    if checkpoint.wal_id != genesis.wal_id:
-        raise CorruptionError(
-            segment.path.name,
-            segment.start,
-            f"belongs to the log {genesis.wal_id}; the checkpoint to {checkpoint.wal_id}",
-        )
-
-
-def _check_format(segment: Segment, genesis: Genesis) -> None:
-    if genesis.format != FORMAT:
-        reason = f"format {genesis.format}; this version reads {FORMAT}"
-        raise CorruptionError(segment.path.name, segment.start, reason)
-
-
-def _check_same_log(segment: Segment, genesis: Genesis, owner: Genesis) -> None:
-    _check_format(segment, genesis)
-    if genesis.wal_id != owner.wal_id or genesis.environment != owner.environment:
-        raise CorruptionError(
-            segment.path.name,
-            segment.start,
-            f"belongs to log {genesis.wal_id} of environment {genesis.environment!r}, the segments "
-            f"before it to {owner.wal_id} of {owner.environment!r}",
-        )
 
 
 def _first_kept(
