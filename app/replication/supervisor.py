@@ -120,6 +120,8 @@ class ReplicationSupervisor:
             env={**os.environ, **self._environ},
             pass_fds=(descriptor,),
             stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C at a terminal is for the service, which lets this process finish first.
+            start_new_session=True,
         )
 
     async def _run_once(self) -> int | None:
