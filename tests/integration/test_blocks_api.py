@@ -23,7 +23,7 @@ from tests.support.service import Service
 from tests.support.waiting import wait_for
 from tests.support.worker_memory import WorkerMemory
 
-ABSENT_READERS = 90
+ABSENT_READERS = 60  # no more streams than a connection may have
 EVENT = {"event_topic": "ticks", "event_type": "Tick", "event_data": b64encode(b"e" * 50).decode()}
 
 
