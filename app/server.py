@@ -37,7 +37,7 @@ _WINDOW_BYTES: Final = 4 << 20
 _FRAME_BYTES: Final = 1 << 20
 # At once on one connection. Each takes its turn on the loop when it begins and when it ends: for so
 # long one hostile connection can hold up the others. Clients wait with what is beyond it.
-_STREAMS: Final = 64
+_STREAMS: Final = 100
 
 
 def run(settings: Settings) -> int:

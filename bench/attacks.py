@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
@@ -35,66 +35,96 @@ RATE: Final = 100
 ENTRIES: Final = 10
 MOST: Final = 2.0
 # An attacker as fast as this machine can be would measure the machine alone: 2 cores serve both.
-PAUSE_S: Final = 0.02
+PAUSE_S: Final = 0.01
+SHORT_PAUSE_S: Final = 0.0005
 NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
 BODY: Final = (("content-type", MSGPACK),)
-# A million empty maps where a digest has its symbols.
-LARGE: Final = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
-    b"\xa1a\xc0", b"\xa1a\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
-)
+
+
+def recorded(port: int, frames: Callable[[RawHttp2], Iterable[bytes]]) -> list[bytes]:
+    """What a connection would send, to be sent by others: every one begins in the same state.
+
+    Made anew each time, it would cost the attacker, and so this machine, more than the service.
+    """
+    with RawHttp2(port) as connection:
+        return list(frames(connection))
 
 
 def rapid_resets(port: int) -> None:
-    """Connections of streams that are reset at once, until each is ended by the server."""
-    with RawHttp2(port) as attacker:
-        while True:
-            stream, headers = attacker.headers(more=BODY)
-            if not attacker.send(headers + attacker.reset(stream)):
-                return
+    """Streams that are reset at once, few enough at a time that each is taken for a request."""
+
+    def frames(connection: RawHttp2) -> Iterable[bytes]:
+        for _ in range(1000):
+            stream, headers = connection.headers(more=BODY)
+            yield headers + connection.reset(stream)
+
+    pairs = recorded(port, frames)
+    resets = [b"".join(pairs[at : at + 8]) for at in range(0, len(pairs), 8)]
+    while again():
+        with RawHttp2(port) as attacker:
+            for some in resets:
+                if not attacker.send(some):
+                    break
+                time.sleep(SHORT_PAUSE_S)
 
 
 def stream_flood(port: int) -> None:
-    """As many streams as there may be, left open with the beginning of a body."""
-    with RawHttp2(port) as attacker:
+    """More streams than there may be, left open with the beginning of a body."""
+
+    def frames(connection: RawHttp2) -> Iterable[bytes]:
         for _ in range(256):
-            stream, headers = attacker.headers(more=BODY)
-            attacker.send(headers + attacker.data(stream, b"\x81"))
+            stream, headers = connection.headers(more=BODY)
+            yield headers + connection.data(stream, b"\x81")
+
+    streams = b"".join(recorded(port, frames))
+    while again():
+        with RawHttp2(port) as attacker:
+            attacker.send(streams)
+            time.sleep(PAUSE_S)
 
 
 def silent_connections(port: int) -> None:
     """Hundreds of connections that say nothing."""
-    attackers = [RawConnection(port) for _ in range(200)]
-    time.sleep(0.2)
-    for attacker in attackers:
-        attacker.socket.close()
+    while again():
+        attackers = [RawConnection(port) for _ in range(200)]
+        time.sleep(0.2)
+        for attacker in attackers:
+            attacker.socket.close()
 
 
 def pings(port: int) -> None:
     """Frames that want an answer, which is not read."""
-    with RawHttp2(port) as attacker:
-        attacker.socket.settimeout(0.2)
-        with suppress(TimeoutError):
-            attacker.send(PingFrame(0, opaque_data=b"8 bytes.").serialize() * 10_000)
+    flood = PingFrame(0, opaque_data=b"8 bytes.").serialize() * 10_000
+    while again():
+        with RawHttp2(port) as attacker:
+            attacker.socket.settimeout(0.2)
+            attacker.send(flood)
 
 
 def no_window(port: int) -> None:
     """Answers that are asked for and can't be sent."""
-    with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
-        for _ in range(16):
-            _, headers = attacker.headers("GET", "/healthz", end=True)
-            attacker.send(headers)
+    while again():
+        with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
+            for _ in range(16):
+                _, headers = attacker.headers("GET", "/healthz", end=True)
+                attacker.send(headers)
 
 
 def large_bodies(port: int) -> None:
     """Bodies of a megabyte that hold a hundred times as much."""
-    with RawConnection(port) as attacker:
-        attacker.send(
-            b"POST /entries HTTP/1.1\r\nhost: journal\r\nconnection: close\r\n"
-            b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (MSGPACK.encode(), len(LARGE))
-        )
-        attacker.send(LARGE)
-        attacker.answer()
-    time.sleep(0.2)
+    # A million empty maps where a digest has its symbols.
+    body = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
+        b"\xa1a\xc0", b"\xa1a\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
+    )
+    head = (
+        b"POST /entries HTTP/1.1\r\nhost: journal\r\nconnection: close\r\n"
+        b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (MSGPACK.encode(), len(body))
+    )
+    while again():
+        with RawConnection(port) as attacker:
+            attacker.send(head + body)
+            attacker.answer()
+        time.sleep(0.2)
 
 
 ATTACKS: Final[dict[str, Callable[[int], None]]] = {
@@ -103,16 +133,21 @@ ATTACKS: Final[dict[str, Callable[[int], None]]] = {
 }
 
 
+def again() -> bool:
+    """Let others have a turn; an attack goes on until its process is ended."""
+    time.sleep(PAUSE_S)
+    return True
+
+
 def attack_for_ever(name: str, port: int) -> None:
-    """The attacker's process: again and again, until it is ended.
+    """The attacker's process. A connection that the service has ended is opened again.
 
     It leaves the processors to the others: a real one would not run on the machine it attacks.
     """
     os.nice(19)
     while True:
-        with suppress(OSError, httpx.HTTPError):
+        with suppress(OSError):
             ATTACKS[name](port)
-        time.sleep(PAUSE_S)
 
 
 async def phase(client: httpx.AsyncClient) -> list[float]:

@@ -50,6 +50,7 @@ class EntriesEndpoint:
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
         self._scales = ThreadPoolExecutor(1, "weighing")
         self._rejected = journal.metrics.rejected
+        self._broken = self._rejected.labels("incomplete_body")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -62,6 +63,12 @@ class EntriesEndpoint:
             answer: Any = await self._append(scope, headers, incoming)
             status, problem = 200, False
         except TRANSLATED as error:
+            if incoming.broken:
+                self._connections.broke_off(peer_of(scope))
+                if scope["http_version"] == "2":
+                    # Its stream is gone, whichever side ended it: there is nobody to answer.
+                    self._broken.inc()
+                    return
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers
             self._rejected.labels(found.reason).inc()
@@ -70,10 +77,6 @@ class EntriesEndpoint:
             found = problem_of(error)
             status, problem, answer, more = found.status, True, found.document, found.headers
             self._rejected.labels(found.reason).inc()
-        if incoming.broken:
-            self._connections.broke_off(peer_of(scope))
-            if scope["http_version"] == "2":
-                return  # its stream is gone, whichever side ended it: there is nobody to answer
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
         self._connections.answered(peer_of(scope), len(body))

@@ -27,7 +27,7 @@ from tests.support.worker_memory import WorkerMemory
 
 MIB = 1 << 20
 ENHANCE_YOUR_CALM: Final = 11
-STREAMS: Final = 64
+STREAMS: Final = 100
 BODY: Final = (("content-type", MSGPACK),)
 # Unfinished bodies may take 64 MiB (MAX_QUEUE_BYTES) and answers that nobody takes as much, and
 # there are buffers in front of both.
