@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PIP_AUDIT = ROOT / ".venv-tools" / "bin" / "pip-audit"
-# All others are cut from the first.
-LOCKS = ("develop.txt", "tools.txt")
+# What is served is cut from the first.
+LOCKS = ("develop.txt", "tools.txt", "bench.txt")
 TIMEOUT_S = 300
 
 

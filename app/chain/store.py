@@ -1,4 +1,4 @@
-"""The commitment store: every block, and all that proofs and the next block need (issue 3, item 2).
+"""The commitment store: every block, and all that proofs and the next block need.
 
 It is derived from the log, so its writes are not synced one by one: after a power cut it stands at
 an older block and is caught up. A block is applied in one write, and published to readers by one

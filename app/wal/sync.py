@@ -87,7 +87,7 @@ class IoUringSyncer:
         uring.io_uring_prep_fsync(request, fd, uring.IORING_FSYNC_DATASYNC)
         request.user_data = self._submitted
         _check(uring.io_uring_submit(self._ring))
-        os.eventfd_read(self._event)
+        self._await_completion()
         _check(uring.io_uring_peek_cqe(self._ring, self._cqe))
         completion = self._cqe[0]
         try:
@@ -98,6 +98,14 @@ class IoUringSyncer:
             _check(completion.res)
         finally:
             uring.io_uring_cqe_seen(self._ring, completion)
+
+    def _await_completion(self) -> None:
+        while True:
+            try:
+                os.eventfd_read(self._event)
+            except InterruptedError:  # by a signal, which Python does not try again for here
+                continue
+            return
 
     def close(self) -> None:
         """Tear the ring down."""

@@ -114,6 +114,23 @@ def test_io_uring_passes_an_error_on_and_the_next_sync_is_right_again(
 
 
 @needs_io_uring
+def test_io_uring_waits_on_when_a_signal_interrupts_it(
+    ring: IoUringSyncer, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interruptions = [InterruptedError(errno.EINTR, "interrupted")] * 2
+    read = os.eventfd_read
+
+    def interrupted(fd: int) -> int:
+        if interruptions:
+            raise interruptions.pop()
+        return read(fd)
+
+    monkeypatch.setattr(os, "eventfd_read", interrupted)
+    ring.sync(written)
+    assert not interruptions
+    ring.sync(written)
+
+
 def test_io_uring_asks_for_the_sync_of_data(
     ring: IoUringSyncer, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
