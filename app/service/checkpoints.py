@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
@@ -78,6 +79,8 @@ class CheckpointKeeper:
         self._written = asyncio.Condition()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        # One thing after the other, and waiting for nobody else's.
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
 
     def start(self) -> None:
         """Start the task that writes."""
@@ -118,7 +121,10 @@ class CheckpointKeeper:
         self._stopping = True
         self._moved.set()
         self._urgent.set()
-        await self._task
+        try:
+            await self._task
+        finally:
+            self._thread.shutdown()
 
     def _notice_death(self, task: "asyncio.Task[None]") -> None:
         """Without a keeper the log would only grow: what ends it ends the service."""
@@ -180,16 +186,19 @@ class CheckpointKeeper:
     async def _with_room(self, work: Callable[[*Args], T], *arguments: *Args) -> T:
         """Do what must be done even when the volume is full: the reserve is for that."""
         try:
-            return await asyncio.to_thread(work, *arguments)
+            return await self._in_thread(work, *arguments)
         except (DiskFull, OSError) as error:
             full = isinstance(error, DiskFull) or error.errno in NO_ROOM
-            if not (full and self._reserve and await asyncio.to_thread(self._reserve.release)):
+            if not (full and self._reserve and await self._in_thread(self._reserve.release)):
                 raise
             _log.warning("the volume is full: the reserve is used, and no entries are taken")
-            return await asyncio.to_thread(work, *arguments)
+            return await self._in_thread(work, *arguments)
+
+    async def _in_thread(self, work: Callable[[*Args], T], *arguments: *Args) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _keep_reserve(self) -> bool:
-        return self._reserve is None or await asyncio.to_thread(self._reserve.keep)
+        return self._reserve is None or await self._in_thread(self._reserve.keep)
 
     def _retain(self, wanted: Checkpoint) -> int:
         """From where on the log is to be kept: never back, and only in steps worth their while."""
@@ -204,7 +213,7 @@ class CheckpointKeeper:
 
     async def _give_back(self, limit: int) -> None:
         try:
-            given_back = await asyncio.to_thread(
+            given_back = await self._in_thread(
                 give_back, self._files, self._wal_dir, self._given_back, limit
             )
         except (OSError, CorruptionError) as error:
