@@ -17,11 +17,13 @@ from app.errors import DatabaseUnavailable
 from app.model.entry import Entry
 from app.replication.postgres import Sink
 from tests.integration.conftest import MakeService
+from tests.support.block_chain import BlockChain
 from tests.support.database import query, value
 from tests.support.http_entries import checkpoint, flush
 from tests.support.journal_entries import make_entry, make_full_entry, make_update
 from tests.support.postgres_cluster import Cluster, in_thread
-from tests.support.replication_sink import ENVIRONMENT, apply
+from tests.support.replicated_blocks import apply, tick
+from tests.support.replication_sink import ENVIRONMENT
 
 _PASSWORD = "grants"
 # A name that only works quoted.
@@ -129,14 +131,16 @@ def test_the_role_can_not_change_history_nor_the_schema(role: Role) -> None:
             query(role.url, statement)
 
 
-@pytest.mark.parametrize("table", ["account_balances", "replication_progress"])
+@pytest.mark.parametrize("table", ["account_balances", "replication_progress", "rsm_current_state"])
 async def test_no_grant_of_an_update_could_be_left_out(
-    role: Role, observer: Any, table: str
+    role: Role, observer: Any, chain: BlockChain, table: str
 ) -> None:
-    update = make_entry(balance_updates=[make_update(0, 5, "1")])
+    first, second = (
+        chain.batch(tick(balance_updates=[make_update(number, 5, "1")])) for number in range(2)
+    )
     sink = await Sink.connect(role.url, ENVIRONMENT)
-    progress = await apply(sink, update)
+    progress = await apply(sink, first)
     await observer.execute(f"REVOKE UPDATE ON {table} FROM {quoted(role.name)}")
     with pytest.raises(DatabaseUnavailable, match=f"permission denied for table {table}"):
-        await apply(sink, make_entry(balance_updates=[make_update(1, 5, "2")]), after=progress)
+        await apply(sink, second, after=progress)
     await sink.close()
