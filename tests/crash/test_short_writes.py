@@ -52,7 +52,7 @@ def test_a_write_that_the_kernel_cuts_short_is_continued(tmp_path: Path) -> None
         ExitStack() as stack,
     ):
         # The third record's write takes its time to return, so that the limit can be lifted.
-        inject_at(service, tmp_path / "trace", "pwrite64", FIRST, "delay_exit=3000000:when=3")
+        inject_at(service, tmp_path / "trace", "pwrite64", "delay_exit=3000000:when=3", FIRST)
         service.start()
         client = stack.enter_context(service.client())
         conversation = Conversation(size=ENTRY_BYTES)

@@ -3,6 +3,8 @@
 Nothing that was acknowledged is lost by any of it.
 """
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +50,7 @@ class Outcome(Enum):
     """What must come of a fault."""
 
     UNNOTICED = auto()  # every request is answered 200
+    LOGGED = auto()  # likewise, and the log tells of the error
     FULL = auto()  # some are answered 507, and the service goes on by itself
     STOPS = auto()  # it ends at once with a status other than 0; nobody is answered
     REFUSED = auto()  # likewise, before it was ready
@@ -65,6 +68,11 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return f"{self.call}({self.path}) {self.fault} at {self.when}"
 
+    def is_told(self, log: str) -> bool:
+        """Whether the log names the error."""
+        name = self.fault.partition("error=")[2]
+        return bool(name) and os.strerror(getattr(errno, name)) in log
+
 
 def faults(call: str, path: str, when: str, **outcomes: Outcome) -> list[Case]:
     """One case for each error, named in upper case; `SHORT` is a call that does nothing at all."""
@@ -81,24 +89,28 @@ LOG_CASES: Final = [
         ENOSPC=Outcome.FULL,
         EDQUOT=Outcome.FULL,
         EIO=Outcome.STOPS,
-        EINTR=Outcome.UNNOTICED,
-        SHORT=Outcome.UNNOTICED,
     ),
-    *faults(
-        *("fdatasync", FIRST, "3"),
-        EIO=Outcome.STOPS,
-        ENOSPC=Outcome.STOPS,
-        EINTR=Outcome.UNNOTICED,
-    ),
+    *faults("fdatasync", FIRST, "3", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("openat", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults("pwrite64", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults("fdatasync", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
-    *faults("rename", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults(
+        *("rename", "wal/{next}.wal.tmp", "1"),
+        ENOSPC=Outcome.FULL,
+        EIO=Outcome.STOPS,
+        EINTR=Outcome.STOPS,
+    ),
     *faults("openat", "wal/{next}.wal", "1", EMFILE=Outcome.STOPS),
     *faults("fsync", "wal", "2", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("ftruncate", FIRST, "1", EIO=Outcome.STOPS),
-    *faults("fallocate", FIRST, "1", EOPNOTSUPP=Outcome.UNNOTICED, ENOSPC=Outcome.UNNOTICED),
-    *faults("write", "commitments/000004.log", "3", EIO=Outcome.STOPS, ENOSPC=Outcome.UNNOTICED),
+    *faults("fallocate", FIRST, "1", EOPNOTSUPP=Outcome.LOGGED, ENOSPC=Outcome.LOGGED),
+    *faults(
+        *("write", "commitments/000004.log", "3"),
+        EIO=Outcome.STOPS,
+        ENOSPC=Outcome.LOGGED,
+        EINTR=Outcome.UNNOTICED,
+        SHORT=Outcome.UNNOTICED,
+    ),
 ]
 START_CASES: Final = [
     *faults("mkdir", ".", "1", EROFS=Outcome.REFUSED),
@@ -107,25 +119,29 @@ START_CASES: Final = [
     *faults("openat", "wal/lock", "1", EACCES=Outcome.REFUSED),
     *faults("pwrite64", f"{FIRST}.tmp", "1", ENOSPC=Outcome.REFUSED),
     *faults("fdatasync", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED),
-    *faults("rename", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED),
+    *faults("rename", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED, EINTR=Outcome.REFUSED),
     *faults("fsync", "wal", "1", EIO=Outcome.REFUSED),
-    *faults("fdatasync", "commitments/000004.log", "1", EIO=Outcome.REFUSED),
+    *faults(
+        *("fdatasync", "commitments/000004.log", "1"),
+        EIO=Outcome.REFUSED,
+        EINTR=Outcome.REFUSED,
+    ),
 ]
 # Each request is followed by a flush here, and the log is given back.
 GIVING_BACK_CASES: Final = [
-    *faults("openat", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.UNNOTICED),
+    *faults("openat", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
     *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED),
-    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.UNNOTICED),
-    *faults("rename", "checkpoint.json.tmp", "1", EIO=Outcome.UNNOTICED),
-    *faults("fsync", ".", "3", EIO=Outcome.UNNOTICED),
-    *faults("unlink", FIRST, "1", EIO=Outcome.UNNOTICED),
-    *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.UNNOTICED),
+    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED),
+    *faults("rename", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
+    *faults("fsync", ".", "3", EIO=Outcome.LOGGED),
+    *faults("unlink", FIRST, "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
+    *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.LOGGED),
 ]
 # A log of three segments is there at the start, which syncs its directory once. All of it is given
 # back by one thread.
 GIVEN_UP_CASES: Final = [
     *faults("fsync", "wal", "2", EIO=Outcome.STOPS),
-    *faults("fdatasync", "commitments/000009.log", "1", EIO=Outcome.STOPS),
+    *faults("fdatasync", "commitments/000009.log", "1", EIO=Outcome.STOPS, EINTR=Outcome.STOPS),
 ]
 
 
@@ -143,9 +159,9 @@ def suffer(
     database_url = str(settings.pop("DATABASE_URL", NOWHERE))
     with Service(directory / "data", database_url, **settings) as service:
         output = directory / "trace"
-        inject_at(service, output, case.call, case.path, f"{case.fault}:when={case.when}")
+        inject_at(service, output, case.call, f"{case.fault}:when={case.when}", case.path)
         conversation = talk(service) if service.starts() else Conversation()
-        outcome = outcome_of(service, conversation)
+        outcome = outcome_of(service, conversation, case)
         assert outcome is case.outcome, f"{outcome}: {conversation.statuses}\n{service.log}"
         assert "Traceback" not in service.log, service.log
         look(service)
@@ -184,8 +200,8 @@ def flush_and_talk(conversation: Conversation, service: Service) -> Conversation
     return conversation
 
 
-def outcome_of(service: Service, conversation: Conversation) -> Outcome:
-    """What has become of a service, which is stopped if it still runs."""
+def outcome_of(service: Service, conversation: Conversation, case: Case) -> Outcome:
+    """What has become of a service by a fault; it is stopped if it still runs."""
     *earlier, last = conversation.statuses or [None]
     if not conversation.statuses or last is None:
         assert set(earlier) <= {200}
@@ -194,7 +210,9 @@ def outcome_of(service: Service, conversation: Conversation) -> Outcome:
     assert service.terminate() == 0
     assert last == 200, "the service did not go on by itself"
     assert set(earlier) <= {200, 507}
-    return Outcome.FULL if 507 in earlier else Outcome.UNNOTICED
+    if 507 in earlier:
+        return Outcome.FULL
+    return Outcome.LOGGED if case.is_told(service.log) else Outcome.UNNOTICED
 
 
 def suffer_all(tmp_path: Path, run: Callable[[Path, Case], None], cases: list[Case]) -> None:
@@ -284,7 +302,7 @@ def test_a_sync_that_fails_at_the_stop_is_not_a_clean_stop(
     settings = {**GIVING_BACK, "SHUTDOWN_TIMEOUT_S": 90}
     with Service(tmp_path / "data", database_url, **settings) as service:
         store_log = "commitments/000004.log"
-        inject_at(service, tmp_path / "trace", "fdatasync", store_log, "error=EIO:when=2")
+        inject_at(service, tmp_path / "trace", "fdatasync", "error=EIO:when=2", store_log)
         service.start()
         conversation = Conversation()
         with service.client() as client:

@@ -35,7 +35,7 @@ class DataCall(NamedTuple):
     @property
     def kind(self) -> tuple[str, str]:
         """Calls of the same kind do the same to files of the same kind."""
-        return self.name, _DIGITS.sub("N", self.path)
+        return self.name, kind_of_path(self.path)
 
     def __str__(self) -> str:
         return f"{self.name}({self.path}) number {self.nth}"
@@ -48,16 +48,21 @@ def record(service: Service, output: Path) -> None:
 
 def inject(service: Service, output: Path, call: DataCall, fault: str) -> None:
     """Put a fault of strace, such as `signal=SIGKILL`, in the place of one call."""
-    inject_at(service, output, call.name, call.path, f"{fault}:when={call.nth}")
+    inject_at(service, output, call.name, f"{fault}:when={call.nth}", call.path)
 
 
-def inject_at(service: Service, output: Path, name: str, path: str, fault: str) -> None:
-    """Likewise for all the calls of a name on a path for which the fault is `when`."""
+def inject_at(service: Service, output: Path, names: str, fault: str, *paths: str) -> None:
+    """Likewise for all the calls of these names, comma separated, on `paths`, as its `when` says.
+
+    Calls are counted by thread and name.
+    """
     # Its filter of calls keeps strace 6.1 from delivering signals.
     filtering = () if "signal=" in fault else ("--seccomp-bpf",)
-    place = () if name == _IO_URING else ("-P", str(service.data_dir / path))
+    places = () if names == _IO_URING else paths
     service.wrapper = _strace(
-        *filtering, *place, "-e", f"trace={name}", "-e", f"inject={name}:{fault}", "-o", str(output)
+        *filtering,
+        *(part for path in places for part in ("-P", str(service.data_dir / path))),
+        *("-e", f"trace={names}", "-e", f"inject={names}:{fault}", "-o", str(output)),
     )
 
 
@@ -73,17 +78,25 @@ def was_injected(service: Service, output: Path) -> bool:
 
 def data_calls(service: Service, output: Path) -> list[DataCall]:
     """All calls that touched the data directory, in their order. The service has ended."""
-    _finished(service, output)
     counts: dict[tuple[int, str, str], int] = {}
     found = []
-    for call in read_trace(output):
-        path = _path(call, service.data_dir)
-        if path is None:
-            continue
+    for path, call in traced_calls(service, output):
         place = (call.thread, call.name, path)
         counts[place] = counts.get(place, 0) + 1
         found.append(DataCall(call.name, path, counts[place], _changes(call)))
     return found
+
+
+def traced_calls(service: Service, output: Path) -> list[tuple[str, Syscall]]:
+    """The same with what came of each, by path. The service has ended."""
+    _finished(service, output)
+    found = [(_path(call, service.data_dir), call) for call in read_trace(output)]
+    return [(path, call) for path, call in found if path is not None]
+
+
+def kind_of_path(path: str) -> str:
+    """The path without the numbers in it."""
+    return _DIGITS.sub("N", path)
 
 
 def kinds(calls: Iterable[DataCall]) -> dict[tuple[str, str], list[DataCall]]:
