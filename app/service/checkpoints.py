@@ -5,6 +5,11 @@ It follows the progress of replication, and the log is given back behind it.
 Order (protocol, section 5): Postgres has committed; the commitment store is synced, the checkpoint
 replaced and synced; then segments are unlinked and punched, up to a limit that the checkpoint on
 disk already names.
+
+A checkpoint that can't be written is written again, from the start and into a new file: no failed
+sync is asked a second time. That of its directory would be, and a success could be no more than the
+kernel's forgetting. It ends the service, as a failed sync of the log does, before anything is given
+back on the strength of it.
 """
 
 import asyncio

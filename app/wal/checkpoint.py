@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from app.wal.files import FileSystem, write_new_file
+from app.errors import WalFailed
+from app.wal.files import FileSystem, UnsyncedName, write_new_file
 
 
 class Checkpoint(Struct, kw_only=True, frozen=True):
@@ -49,7 +50,13 @@ def decode_checkpoint(data: bytes) -> Checkpoint | None:
 
 
 def write_checkpoint(files: FileSystem, path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint atomically; file and directory are synced. Raises `OSError`."""
-    write_new_file(
-        files, path, msgspec.json.format(msgspec.json.encode(checkpoint), indent=2) + b"\n"
-    )
+    """Replace the checkpoint atomically; file and directory are synced.
+
+    Raises `OSError` where it may be tried again, and `WalFailed` where the directory's sync has
+    failed: which checkpoint is durable is not known any more.
+    """
+    data = msgspec.json.format(msgspec.json.encode(checkpoint), indent=2) + b"\n"
+    try:
+        write_new_file(files, path, data)
+    except UnsyncedName as error:
+        raise WalFailed(f"syncing the name of {path.name} failed: {error}") from error

@@ -43,6 +43,14 @@ class Volume(NamedTuple):
     available_bytes: int
 
 
+class UnsyncedName(OSError):
+    """The sync of a directory has failed after a name in it was changed.
+
+    What is durable of the directory is not known any more, and a further sync would not tell: the
+    kernel reports a failure once, and may have dropped what it could not write.
+    """
+
+
 class FileSystem:
     """The real file system."""
 
@@ -196,7 +204,7 @@ def write_new_file(
     """Write and sync a draft, then name it `path`, which so never shows a part of it.
 
     File and directory are synced. `prepare` is called with the open descriptor before the data is
-    written. Raises `OSError`; the draft is removed then.
+    written. Raises `OSError`, with `path` as it was, and `UnsyncedName` once the draft is there.
     """
     draft = path.with_name(path.name + DRAFT_SUFFIX)
     if files.exists(draft):
@@ -213,7 +221,10 @@ def write_new_file(
         files.close(fd)
     with files.naming:
         files.rename(draft, path)
-        files.sync_directory(path.parent)
+        try:
+            files.sync_directory(path.parent)
+        except OSError as error:
+            raise UnsyncedName(error.errno, error.strerror, str(path.parent)) from error
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from app.errors import CorruptionError, DiskFull, WalFailed
 from app.wal.decoding import decode_raw
-from app.wal.files import FileSystem, write_new_file
+from app.wal.files import FileSystem, UnsyncedName, write_new_file
 from app.wal.reader import Fault, SegmentReader, decode_frame, segment_of
 from app.wal.record import Genesis, RawBatch, encode_record
 from app.wal.segments import Segment, list_segments, segment_name
@@ -164,8 +164,7 @@ class Log:
             )
         except OSError as error:
             # Once it has its name, what failed is a sync, and this segment must not grow any more.
-            named = self._files.exists(directory / segment_name(self.end))
-            if named or error.errno not in NO_ROOM:
+            if isinstance(error, UnsyncedName) or error.errno not in NO_ROOM:
                 raise WalFailed(f"beginning the segment at {self.end} failed: {error}") from error
             raise DiskFull("no room for a new segment on the volume of the WAL") from error
         self._cut(self.end - self._start)

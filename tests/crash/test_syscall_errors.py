@@ -24,6 +24,7 @@ from tests.support.foreign_wal import read_wal
 from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
+from tests.support.waiting import wait_for
 
 NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
 FIRST: Final = "wal/00000000000000000000.wal"
@@ -133,7 +134,7 @@ GIVING_BACK_CASES: Final = [
     *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED),
     *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED),
     *faults("rename", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
-    *faults("fsync", ".", "3", EIO=Outcome.LOGGED),
+    *faults("fsync", ".", "3", EIO=Outcome.STOPS),
     *faults("unlink", FIRST, "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
     *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.LOGGED),
 ]
@@ -190,13 +191,16 @@ def talk_and_flush(service: Service) -> Conversation:
 
 
 def flush_and_talk(conversation: Conversation, service: Service) -> Conversation:
-    """A replicated log is given back when later entries need it no more for their duplicates."""
+    """A replicated log is given back when later entries need it no more for their duplicates.
+
+    That is begun when the flush is answered: it may take some requests until it ends the service.
+    """
     with service.client() as client:
         with suppress(httpx.TransportError):
             flush(client)
             conversation.send(client)
             flush(client)
-        conversation.send(client)
+        wait_for(lambda: conversation.send(client) is None, "the service ends")
     return conversation
 
 

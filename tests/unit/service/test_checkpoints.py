@@ -12,7 +12,7 @@ from app.replication.link import Progressed
 from app.service import checkpoints
 from app.service.checkpoints import CheckpointKeeper
 from app.wal.checkpoint import Checkpoint, read_checkpoint
-from app.wal.files import FileSystem
+from app.wal.files import FileId, FileSystem
 from app.wal.reserve import Reserve
 from tests.support.faulty_files import Call, WatchedFiles, os_error
 from tests.support.wal_files import WrittenWal, make_settings, open_wal, write_wal
@@ -200,6 +200,51 @@ async def test_a_failure_to_give_back_is_tried_again_with_the_next_checkpoint(ke
     await kept.keeper.stop()
     assert kept.given_back
     assert not kept.wal.genesis[0].path.exists()
+
+
+async def test_each_try_writes_a_file_of_its_own_and_no_failed_sync_is_asked_again(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_RETRY_S", 0.01)
+    synced: list[FileId] = []
+    draft = kept.wal.settings.checkpoint_path.with_name("checkpoint.json.tmp")
+
+    def fail_twice(call: Call) -> Exception | None:
+        if call[:2] != ("sync", draft.name):
+            return None
+        synced.append(kept.files.identity_of(draft))
+        held.append(kept.files.open(draft))
+        return os_error(errno.EIO) if len(synced) < 3 else None
+
+    # Open, so that no inode is used a second time.
+    held: list[int] = []
+    kept.files.fault = fail_twice
+    await kept.reach(5)
+    assert len(set(synced)) == len(synced) == 3
+    assert kept.files.identity_of(kept.wal.settings.checkpoint_path) == synced[-1]
+    for fd in held:
+        kept.files.close(fd)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_a_checkpoint_whose_name_can_not_be_synced_is_fatal_and_nothing_is_given_back(
+    tmp_path: Path, small_steps: None, stopping: bool
+) -> None:
+    wal = write_wal(make_settings(tmp_path / "data"), [[1, 1, 1]] * 3)
+    fatal: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+    kept = Kept(wal, on_fatal=fatal.set_result)
+    kept.files.fault = lambda call: (
+        os_error(errno.EIO) if call[:2] == ("sync directory", "data") else None
+    )
+    kept.progressed(8)
+    if stopping:
+        with pytest.raises(WalFailed):
+            await kept.keeper.stop()
+    assert isinstance(await asyncio.wait_for(fatal, 10), WalFailed)
+    assert kept.files.operations()[-2:] == ["rename", "sync directory"]
+    assert kept.files.operations().count("sync directory") == 1
+    assert kept.given_back == []
+    assert kept.keeper.current.retained_offset == 0
 
 
 @pytest.mark.parametrize("stopping", [False, True])
