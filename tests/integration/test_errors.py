@@ -85,8 +85,8 @@ def problem(
         (JSON, b'{"entries": NaN}'),
         (MSGPACK, b""),
         (MSGPACK, b"\xc1"),
-        (MSGPACK, packed(msgpack_entry())[:-1]),
-        (MSGPACK, packed(msgpack_entry()) + b"\x00"),
+        pytest.param(MSGPACK, packed(msgpack_entry())[:-1], id="msgpack-cut"),
+        pytest.param(MSGPACK, packed(msgpack_entry()) + b"\x00", id="msgpack-trailing"),
     ],
 )
 def test_400_a_body_that_does_not_decode(
@@ -108,7 +108,9 @@ def test_400_a_body_that_is_nested_too_deeply(client: httpx.Client, accept: str)
 
 
 @pytest.mark.parametrize(
-    "body", [b"not gzip", gzip.compress(b"{}")[:-3], gzip.compress(b"{}") + b"tail"]
+    "body",
+    [b"not gzip", gzip.compress(b"{}")[:-3], gzip.compress(b"{}") + b"tail"],
+    ids=["not gzip", "cut", "trailing"],
 )
 def test_400_a_body_that_is_not_the_gzip_it_says(client: httpx.Client, body: bytes) -> None:
     refused(send(client, body, content_encoding="gzip"), 40001)
