@@ -32,13 +32,14 @@ from app.api.answers import (
     problem_response,
 )
 from app.api.bodies import take_in
-from app.api.connections import Connections, max_connections, peer_of
+from app.api.connections import Connections, Peer, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.routes import router
 from app.api.schema import complete
 from app.api.security import Guard, Security
+from app.api.turns import Turns
 from app.errors import JournalError, SettingsError, Unavailable
 from app.logs import configure_logging
 from app.service.journal import EXIT_REFUSED, Journal
@@ -65,6 +66,7 @@ class JournalApp(FastAPI):
 
     entries: EntriesEndpoint
     connections: Connections
+    turns: Turns
     calls_in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,14 +77,16 @@ class JournalApp(FastAPI):
         peer = peer_of(scope)
         self.connections.began(peer)
         try:
+            if self.connections.is_cut(peer):
+                return
             if scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
                 await self.entries(scope, receive, send)
             else:
-                await self._call(scope, receive, self.connections.counting(peer, send))
+                await self._call(peer, scope, receive, self.connections.counting(peer, send))
         finally:
             self.connections.ended(peer)
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _call(self, peer: Peer, scope: Scope, receive: Receive, send: Send) -> None:
         """Any call but `POST /entries`: so many at once, and without a body to speak of."""
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
@@ -90,6 +94,9 @@ class JournalApp(FastAPI):
         try:
             if self.calls_in_progress > _MAX_CALLS:
                 raise Unavailable(f"{_MAX_CALLS} calls are in progress")
+            await self.turns.take()
+            if self.connections.is_cut(peer):
+                return
             receive = await take_in(receive)
         except (HttpProblem, Unavailable) as error:
             answer = problem_response(Request(scope), problem_of(error))
@@ -148,6 +155,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         excluded_handlers=["/metrics"], registry=journal.metrics.registry
     )
     instrumentator.add(journal.metrics.http.observe).instrument(app)
+    app.turns = Turns()
     app.connections = Connections(max_connections(settings.channel_capacity))
     app.entries = EntriesEndpoint(journal, guard, app.connections)
     # So that the router knows the path, and refuses its other methods.

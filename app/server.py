@@ -21,7 +21,7 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 
-from app.api.connections import max_connections
+from app.api.connections import STREAMS_AT_ONCE, max_connections
 from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
@@ -35,9 +35,6 @@ _GRACE_S: Final = 5
 # What a connection may send ahead of what is read of it: the server keeps as much for each.
 _WINDOW_BYTES: Final = 4 << 20
 _FRAME_BYTES: Final = 1 << 20
-# At once on one connection. Each takes its turn on the loop when it begins and when it ends: for so
-# long one hostile connection can hold up the others. Clients wait with what is beyond it.
-_STREAMS: Final = 100
 
 
 def run(settings: Settings) -> int:
@@ -83,7 +80,7 @@ def make_server(settings: Settings, application: str = "app.main:app") -> Any:
             initial_stream_window_size=_WINDOW_BYTES,
             max_frame_size=_FRAME_BYTES,
             max_headers_size=64 * 1024,
-            max_concurrent_streams=_STREAMS,
+            max_concurrent_streams=STREAMS_AT_ONCE,
         ),
         log_dictconfig=logging_config(settings.log_format, settings.log_level),
         ssl_cert=settings.tls_cert,

@@ -7,7 +7,8 @@ accepts (`max_connections`) would then keep everybody else out, and as many answ
 
 So every connection of this process is looked at now and then, by its socket: one without a request
 for too long is cut off, sooner when places are few; when too much waits for clients to take it,
-those that took the least of it are; and at once one that begins requests only to break them off.
+those that took the least of it are; and at once one that begins requests only to break them off,
+or so many that it must have given up earlier ones.
 """
 
 import asyncio
@@ -37,11 +38,16 @@ IDLE_S: Final = 60.0
 CROWDED_IDLE_S: Final = 1.0
 _CROWDED_PART: Final = 0.75
 MAX_UNTAKEN_BYTES: Final = 64 << 20
+# On one connection of HTTP/2. Each takes its turn on the loop when it begins and when it ends: for
+# so long one hostile connection can hold up the others. Clients wait with what is beyond it.
+STREAMS_AT_ONCE: Final = 100
 # Between two checks, on one connection: an honest client that gives up as much loses little by it.
 MAX_BROKEN_OFF: Final = 16
 # Descriptors that the rest of the process needs: segments, the commitment store, Postgres.
 _OTHER_DESCRIPTORS: Final = 512
 _MIN_CONNECTIONS: Final = 64
+# A stream that its client resets makes room for another, while its request goes on.
+MAX_IN_PROGRESS: Final = STREAMS_AT_ONCE + MAX_BROKEN_OFF
 # struct tcp_info (linux/tcp.h): tcpi_bytes_acked.
 _ACKED: Final = struct.Struct("@Q")
 _ACKED_AT: Final = 120
@@ -68,6 +74,7 @@ class _Use:
     in_progress: int = 0
     requests: int = 0
     broken_off: int = 0
+    is_cut: bool = False
     answered_bytes: int = 0
     taken_bytes: int = 0
 
@@ -99,12 +106,22 @@ class Connections:
         self._cut_at_once = 0
 
     def began(self, peer: Peer) -> None:
-        """A request of this client has begun."""
+        """A request of this client has begun.
+
+        So many that some must have been reset since (CVE-2023-44487) are the last that it sends.
+        """
         use = self._uses.get(peer)
         if use is None:
             use = self._uses[peer] = _Use(monotonic())
         use.in_progress += 1
         use.requests += 1
+        if use.in_progress > MAX_IN_PROGRESS and not use.is_cut:
+            self._cut(peer, use)
+
+    def is_cut(self, peer: Peer) -> bool:
+        """Whether this client's connection was cut off at once: nobody waits for its answers."""
+        use = self._uses.get(peer)
+        return use is not None and use.is_cut
 
     def answered(self, peer: Peer, size_bytes: int) -> None:
         """So much of an answer goes out to this client."""
@@ -138,14 +155,20 @@ class Connections:
         if use is None:
             return
         use.broken_off += 1
-        if use.broken_off == MAX_BROKEN_OFF + 1:
-            self._cut_at_once += 1
-            sockets = list(_accepted())
-            for each, connection in sockets:
-                if each == peer:
-                    with suppress(OSError):
-                        connection.shutdown(socket.SHUT_RDWR)
-                connection.close()
+        if use.broken_off > MAX_BROKEN_OFF and not use.is_cut:
+            self._cut(peer, use)
+
+    def _cut(self, peer: Peer, use: _Use) -> None:
+        """Cut this connection off at once, unless a server or a proxy shows several as one."""
+        if not peer[1]:
+            return
+        use.is_cut = True
+        self._cut_at_once += 1
+        for each, connection in list(_accepted()):
+            if each == peer:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     async def watch(self) -> None:
         """Check every now and then, for ever."""

@@ -12,6 +12,7 @@ from app.api.connections import (
     FIRST_REQUEST_S,
     IDLE_S,
     MAX_BROKEN_OFF,
+    MAX_IN_PROGRESS,
     Connections,
     Peer,
 )
@@ -97,6 +98,32 @@ def test_one_that_breaks_off_requests_now_and_then_stays(server: Server) -> None
             connections.broke_off(peer)
         connections.check(monotonic())
     assert not server.is_cut(peer)
+
+
+def test_one_with_more_requests_in_progress_than_there_can_be_streams_is_cut_off_alone(
+    server: Server,
+) -> None:
+    connections, hostile, honest = Connections(100), server.connect(), server.connect()
+    for count in range(MAX_IN_PROGRESS):
+        connections.began(hostile)
+        assert not connections.is_cut(hostile), count
+        connections.began(honest)
+        connections.ended(honest)
+    assert not server.is_cut(hostile)
+    connections.began(hostile)
+    assert connections.is_cut(hostile)
+    assert server.is_cut(hostile)
+    assert not connections.is_cut(honest)
+    assert not server.is_cut(honest)
+
+
+def test_clients_that_a_proxy_shows_as_one_are_not_cut_off_for_being_many() -> None:
+    """Such a client has no port (X-Forwarded-For, as uvicorn reads it)."""
+    connections, proxied = Connections(100), ("10.0.0.1", 0)
+    for _ in range(2 * MAX_IN_PROGRESS):
+        connections.began(proxied)
+        connections.broke_off(proxied)
+    assert not connections.is_cut(proxied)
 
 
 def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> None:

@@ -1,0 +1,35 @@
+"""Calls take turns, so that however many come at once leave the loop time for entries."""
+
+import asyncio
+from collections import deque
+
+
+class Turns:
+    """Lets one in, in each round of the event loop; the others wait in line.
+
+    What is let in at once takes its time at once: entries would wait until all of it was done.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._taken = False
+
+    async def take(self) -> None:
+        """Wait for a turn; there is none to wait for where nobody else has one in this round."""
+        loop = asyncio.get_running_loop()
+        if not self._taken:
+            self._taken = True
+            loop.call_soon(self._next)
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its call was cancelled
+                turn.set_result(None)
+                turn.get_loop().call_soon(self._next)
+                return
+        self._taken = False
