@@ -14,7 +14,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
@@ -22,10 +21,9 @@ from statistics import quantiles
 from typing import Final
 
 import httpx
-from hyperframe.frame import PingFrame, SettingsFrame
 
-from tests.support.http_entries import MSGPACK, msgpack_entry, packed
-from tests.support.raw_http import RawConnection, RawHttp2
+from bench.attackers import ATTACKS, BODY
+from tests.support.http_entries import msgpack_entry, packed
 from tests.support.service import Service
 
 PHASES: Final = 6
@@ -34,109 +32,7 @@ WARM_S: Final = 0.5
 RATE: Final = 100
 ENTRIES: Final = 10
 MOST: Final = 2.0
-# An attacker as fast as this machine can be would measure the machine alone: 2 cores serve both.
-PAUSE_S: Final = 0.01
-SHORT_PAUSE_S: Final = 0.0005
 NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
-BODY: Final = (("content-type", MSGPACK),)
-
-
-def recorded(port: int, frames: Callable[[RawHttp2], Iterable[bytes]]) -> list[bytes]:
-    """What a connection would send, to be sent by others: every one begins in the same state.
-
-    Made anew each time, it would cost the attacker, and so this machine, more than the service.
-    """
-    with RawHttp2(port) as connection:
-        return list(frames(connection))
-
-
-def rapid_resets(port: int) -> None:
-    """Streams that are reset at once, few enough at a time that each is taken for a request."""
-
-    def frames(connection: RawHttp2) -> Iterable[bytes]:
-        for _ in range(1000):
-            stream, headers = connection.headers(more=BODY)
-            yield headers + connection.reset(stream)
-
-    pairs = recorded(port, frames)
-    resets = [b"".join(pairs[at : at + 8]) for at in range(0, len(pairs), 8)]
-    while again():
-        with RawHttp2(port) as attacker:
-            for some in resets:
-                if not attacker.send(some):
-                    break
-                time.sleep(SHORT_PAUSE_S)
-
-
-def stream_flood(port: int) -> None:
-    """More streams than there may be, left open with the beginning of a body."""
-
-    def frames(connection: RawHttp2) -> Iterable[bytes]:
-        for _ in range(256):
-            stream, headers = connection.headers(more=BODY)
-            yield headers + connection.data(stream, b"\x81")
-
-    streams = b"".join(recorded(port, frames))
-    while again():
-        with RawHttp2(port) as attacker:
-            attacker.send(streams)
-            time.sleep(PAUSE_S)
-
-
-def silent_connections(port: int) -> None:
-    """Hundreds of connections that say nothing."""
-    while again():
-        attackers = [RawConnection(port) for _ in range(200)]
-        time.sleep(0.2)
-        for attacker in attackers:
-            attacker.socket.close()
-
-
-def pings(port: int) -> None:
-    """Frames that want an answer, which is not read."""
-    flood = PingFrame(0, opaque_data=b"8 bytes.").serialize() * 10_000
-    while again():
-        with RawHttp2(port) as attacker:
-            attacker.socket.settimeout(0.2)
-            attacker.send(flood)
-
-
-def no_window(port: int) -> None:
-    """Answers that are asked for and can't be sent."""
-    while again():
-        with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
-            for _ in range(16):
-                _, headers = attacker.headers("GET", "/healthz", end=True)
-                attacker.send(headers)
-
-
-def large_bodies(port: int) -> None:
-    """Bodies of a megabyte that hold a hundred times as much."""
-    # A million empty maps where a digest has its symbols.
-    body = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
-        b"\xa1a\xc0", b"\xa1a\xdd" + (1 << 20).to_bytes(4) + b"\x80" * (1 << 20)
-    )
-    head = (
-        b"POST /entries HTTP/1.1\r\nhost: journal\r\nconnection: close\r\n"
-        b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (MSGPACK.encode(), len(body))
-    )
-    while again():
-        with RawConnection(port) as attacker:
-            attacker.send(head + body)
-            attacker.answer()
-        time.sleep(0.2)
-
-
-ATTACKS: Final[dict[str, Callable[[int], None]]] = {
-    attack.__name__: attack
-    for attack in (rapid_resets, stream_flood, silent_connections, pings, no_window, large_bodies)
-}
-
-
-def again() -> bool:
-    """Let others have a turn; an attack goes on until its process is ended."""
-    time.sleep(PAUSE_S)
-    return True
 
 
 def attack_for_ever(name: str, port: int) -> None:
@@ -185,6 +81,8 @@ async def measure(service: Service, name: str) -> bool:
                 attacker.start()
             try:
                 found[attacked] += await phase(client)
+                if attacked and not attacker.is_alive():
+                    raise RuntimeError(f"the attacker of {name} has ended")
             finally:
                 if attacked:
                     attacker.kill()
