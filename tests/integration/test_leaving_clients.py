@@ -8,18 +8,21 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import httpx
 import psutil
 import pytest
 
-from tests.support.database import query
-from tests.support.http_entries import JSON, accepted, flush, json_entry, post
+from tests.support.foreign_wal import read_wal
+from tests.support.http_entries import JSON, accepted, json_entry, post
 from tests.support.postgres_cluster import Cluster
 from tests.support.raw_http import RawConnection, RawHttp2
 from tests.support.service import Service
+from tests.support.syscalls import holding, read_trace
 from tests.support.waiting import wait_for
 
 CLIENTS: Final = 20
@@ -28,7 +31,7 @@ READERS: Final = 40
 FEW_BYTES: Final = 12 << 20
 _RESET_AT_ONCE: Final = struct.pack("ii", 1, 0)
 
-Leave = Callable[[int, bytes], None]
+Leave = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ def url(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("leaving") / "data"
-    with Service(directory, url, MAX_BATCH_SIZE=1, LOG_LEVEL="info") as service:
+    settings = {"MAX_BATCH_SIZE": 1, "LOG_LEVEL": "info", "WAL_SYNC": "fdatasync"}
+    with Service(directory, url, **settings) as service:
         yield service.start()
 
 
@@ -73,19 +77,23 @@ def request_head(body: bytes) -> bytes:
     )
 
 
-def http1(port: int, body: bytes, sent: int, *, reset: bool) -> None:
-    """Send so much of the body, and close; or let the kernel reset the connection."""
+@contextmanager
+def http1(port: int, body: bytes, sent: int, *, reset: bool = False) -> Iterator[None]:
+    """Send so much of the body; at the end close, or let the kernel reset the connection."""
     with RawConnection(port) as connection:
         connection.send(request_head(body) + body[:sent])
+        yield
         if reset:
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_ONCE)
 
 
-def http2(port: int, body: bytes, sent: int, *, reset: bool) -> None:
-    """Send so much of the body, and close the connection; or reset the stream alone before."""
+@contextmanager
+def http2(port: int, body: bytes, sent: int, *, reset: bool = False) -> Iterator[None]:
+    """Send so much of the body; at the end close, and reset the stream by itself before."""
     with RawHttp2(port) as connection:
         stream, headers = connection.headers(more=[("content-type", JSON)])
         connection.send(headers + connection.data(stream, body[:sent], end=sent == len(body)))
+        yield
         if reset:
             connection.send(connection.reset(stream))
 
@@ -93,12 +101,13 @@ def http2(port: int, body: bytes, sent: int, *, reset: bool) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
 @pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
 def test_a_client_that_leaves_before_its_body_is_complete_has_sent_nothing(
-    service: Service, client: httpx.Client, leave: Callable[..., None], reset: bool
+    service: Service, client: httpx.Client, leave: Leave, reset: bool
 ) -> None:
     requests = [[json_entry(), json_entry()] for _ in range(CLIENTS)]
     for number, entries in enumerate(requests):
         body = body_of(entries)
-        leave(service.port, body, number * (len(body) - 1) // CLIENTS, reset=reset)
+        with leave(service.port, body, number * (len(body) - 1) // CLIENTS, reset=reset):
+            pass
     for entries in requests:
         assert accepted(post(client, *entries))["duplicates"] == []
 
@@ -106,43 +115,44 @@ def test_a_client_that_leaves_before_its_body_is_complete_has_sent_nothing(
 @pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
 @pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
 def test_a_client_that_leaves_while_its_entries_are_synced_may_send_them_again(
-    service: Service, client: httpx.Client, url: str, leave: Callable[..., None], reset: bool
+    service: Service, client: httpx.Client, tmp_path: Path, leave: Leave, reset: bool
 ) -> None:
-    """Whether they got in is for the service to say: there they are once, and as a whole."""
-    requests = [[json_entry(), json_entry()] for _ in range(CLIENTS)]
-
-    def send(entries: list[dict[str, Any]]) -> None:
-        body = body_of(entries)
-        leave(service.port, body, len(body), reset=reset)
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(send, requests))
-    for entries in requests:
-        answer = accepted(post(client, *entries))
-        duplicates = [found["request_uuid"] for found in answer["duplicates"]]
-        assert duplicates in ([], [entry["request_uuid"] for entry in entries])
-    flush(client)
-    uuids = [entry["request_uuid"] for entries in requests for entry in entries]
-    found = query(
-        url, "SELECT count(*) FROM engine_commands WHERE request_uuid = ANY($1::uuid[])", uuids
-    )
-    assert found == [(len(uuids),)]
+    """They are not there before the sync has ended, and then as a whole, once."""
+    entries = [json_entry(), json_entry()]
+    body = body_of(entries)
+    [segment] = (service.data_dir / "wal").glob("*.wal")
+    before = segment.stat().st_size
+    with holding(service.worker_pid, tmp_path / "trace", "fdatasync"):
+        with leave(service.port, body, len(body), reset=reset):
+            wait_for(lambda: segment.stat().st_size > before, "their record is written")
+        for entry in entries:
+            assert client.get(f"/entries/{entry['request_uuid']}").status_code == 404
+    calls = read_trace(tmp_path / "trace")
+    sync = next(call for call in calls if (call.name, call.path) == ("fdatasync", str(segment)))
+    unknown = [call for call in calls if "HTTP/1.1 404" in call.arguments]
+    assert len(unknown) == len(entries)
+    assert all(sync.began < call.began and call.ended < sync.ended for call in unknown)
+    again = accepted(post(client, *entries))
+    assert again["first_command_id"] is None
+    duplicates = {found["request_uuid"]: found["command_id"] for found in again["duplicates"]}
+    assert list(duplicates) == [entry["request_uuid"] for entry in entries]
+    recovered = [
+        (str(UUID(bytes=command["request_uuid"])), command_id)
+        for record in read_wal(segment.parent)
+        for command_id, command in enumerate(
+            record.content.get("commands", []), record.content["first_command_id"]
+        )
+    ]
+    assert [found for found in recovered if found[0] in duplicates] == list(duplicates.items())
 
 
 @pytest.mark.parametrize("leave", [http1, http2], ids=["h1", "h2"])
 def test_a_client_that_leaves_without_its_answer_gets_it_when_it_sends_again(
-    service: Service, client: httpx.Client, leave: Callable[..., None]
+    service: Service, client: httpx.Client, leave: Leave
 ) -> None:
     entries = [json_entry(), json_entry()]
     body = body_of(entries)
-    with ExitStack() as stack:
-        if leave is http1:
-            connection = stack.enter_context(RawConnection(service.port))
-            connection.send(request_head(body) + body)
-        else:
-            http2_connection = stack.enter_context(RawHttp2(service.port))
-            stream, headers = http2_connection.headers(more=[("content-type", JSON)])
-            http2_connection.send(headers + http2_connection.data(stream, body, end=True))
+    with leave(service.port, body, len(body)):
         paths = [f"/entries/{entry['request_uuid']}" for entry in entries]
         wait_for(lambda: client.get(paths[1]).status_code == 200, "they are durable")
         ids = [client.get(path).json()["command_id"] for path in paths]

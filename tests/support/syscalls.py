@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,9 +46,7 @@ def trace(service: Service, output: Path, *faults: str) -> None:
 
     Counts of an injection are those of each thread by itself. Skips where strace can't be used.
     """
-    program = shutil.which("strace")
-    if program is None:
-        pytest.skip("strace is not installed: system calls can't be observed")
+    program = _program()
     # As a detached tracer (-D), so that the service stays a child of the test. Only the calls asked
     # for stop a thread (--seccomp-bpf): the others run at full speed.
     command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "1000000"]
@@ -58,10 +57,40 @@ def trace(service: Service, output: Path, *faults: str) -> None:
     service.wrapper = (*command, "-e", f"trace={_CALLS}", *injections, "-o", str(output))
 
 
+@contextmanager
+def holding(pid: int, output: Path, call: str) -> Iterator[None]:
+    """Trace a running process, and let it begin no call of this name before the end of the block.
+
+    What was held is done after all. Skips where strace can't be used.
+    """
+    command = [_program(), "-f", "-qq", "-y", "-s", "1000000", "-e", f"trace={_CALLS}"]
+    for_ever = f"inject={call}:delay_enter=3600000000"
+    with subprocess.Popen(
+        [*command, "-e", for_ever, "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE
+    ) as tracer:
+        try:
+            wait_for(lambda: tracer.poll() is not None or _is_traced(pid), "the tracer is there")
+            if tracer.poll() is not None and tracer.stderr is not None:
+                pytest.skip(f"strace can't attach here: {tracer.stderr.read().decode().strip()}")
+            yield
+        finally:
+            tracer.terminate()
+
+
+def _is_traced(pid: int) -> bool:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return all("TracerPid:\t0\n" not in (thread / "status").read_text() for thread in threads)
+
+
 def read_trace(output: Path) -> list[Syscall]:
     """The calls of a service that has ended, in the order of their beginnings."""
     wait_for(lambda: "\n" in output.read_text("utf-8", "replace"), "the tracer writes")
     return sorted(_calls(output), key=lambda call: call.began)
+
+
+def _program() -> str:
+    program = shutil.which("strace")
+    return program or pytest.skip("strace is not installed: system calls can't be observed")
 
 
 def _calls(output: Path) -> Iterator[Syscall]:
