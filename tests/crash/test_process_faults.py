@@ -13,9 +13,12 @@ import pytest
 from tests.support.memory_cgroup import memory_cgroup
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
+from tests.support.syscalls import holding, read_trace
+from tests.support.waiting import wait_for
 
 NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
 MIB: Final = 1 << 20
+CROWD: Final = 12
 SETTINGS: Final[dict[str, Any]] = {
     "ALLOW_NEW_WAL": "true",
     "WAL_SEGMENT_BYTES": 65536,
@@ -87,23 +90,41 @@ def test_a_process_without_any_descriptor_left_stops_clearly(tmp_path: Path) -> 
         check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
 
 
-def test_a_process_that_is_killed_for_want_of_memory_keeps_the_promise(tmp_path: Path) -> None:
-    with memory_cgroup() as group, Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+def test_a_process_that_is_killed_for_want_of_memory_in_mid_commit_keeps_the_promise(
+    tmp_path: Path,
+) -> None:
+    settings = {**SETTINGS, "WAL_SYNC": "fdatasync"}
+    with (
+        memory_cgroup() as group,
+        Service(tmp_path / "data", NOWHERE, **settings) as service,
+        ThreadPoolExecutor(1 + CROWD, "clients") as executor,
+    ):
+
+        def send(conversation: Conversation) -> int | None:
+            with service.client() as client:
+                return conversation.send(client)
+
         service.start()
+        first = Conversation(size=6000)
+        assert send(first) == 200
         worker = psutil.Process(service.worker_pid)
+        (segment,) = segments(service)
+        end = segment.stat().st_size
         group.limit(24 * MIB)
         group.join(worker.pid)
-        conversations = [Conversation(entries=4, size=1_000_000) for _ in range(3)]
-
-        def send(conversation: Conversation) -> None:
-            with service.client() as client:
-                conversation.send_all(client, 40)
-
-        with ThreadPoolExecutor(3, "clients") as executor:
-            list(executor.map(send, conversations))
-        assert any(None in conversation.statuses for conversation in conversations)
+        crowd = [Conversation(entries=4, size=1_000_000) for _ in range(CROWD)]
+        with holding(worker.pid, tmp_path / "trace", "fdatasync"):
+            committing = executor.submit(send, first)
+            wait_for(lambda: segment.stat().st_size > end, "a record is written")
+            # They wait for the writer, and need more memory than there is.
+            waiting = [executor.submit(send, conversation) for conversation in crowd]
+            wait_for(group.kills, "the kernel kills the process")
         assert service.wait() != 0
-        assert not worker.is_running()
-        for each in conversations:
-            others = [other for other in conversations if other is not each]
-            check_promise(each, service.data_dir, NOWHERE, others=others, **SETTINGS)
+        assert group.kills() == 1
+        assert {sent.result() for sent in (committing, *waiting)} == {None}
+        syncs = [call for call in read_trace(tmp_path / "trace") if call.name == "fdatasync"]
+        assert [(call.path, call.result) for call in syncs] == [(str(segment), -1)]
+        assert segment.stat().st_size > end
+        for each in (first, *crowd):
+            others = [other for other in (first, *crowd) if other is not each]
+            check_promise(each, service.data_dir, NOWHERE, others=others, **settings)

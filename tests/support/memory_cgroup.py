@@ -29,6 +29,12 @@ class MemoryCgroup:
         """Move a process in."""
         (self._directory / "cgroup.procs").write_text(str(pid))
 
+    def kills(self) -> int:
+        """How many of its processes the kernel has killed for want of memory."""
+        name = "memory.oom_control" if self._directory.parent == _V1 else "memory.events"
+        counts = dict(line.split() for line in (self._directory / name).read_text().splitlines())
+        return int(counts["oom_kill"])
+
     def is_empty(self) -> bool:
         """Whether all of its processes have ended."""
         return not (self._directory / "cgroup.procs").read_text()

@@ -22,6 +22,7 @@ _CALL: Final = re.compile(
     r"^(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+|\?)(?P<more>.*)$"
 )
 _UNFINISHED: Final = " <unfinished ...>"
+_BEGUN: Final = re.compile(r"^\w+\([^=]*$")
 _RESUMED: Final = re.compile(r"^<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)$")
 
 
@@ -74,7 +75,8 @@ def holding(pid: int, output: Path, call: str) -> Iterator[None]:
                 pytest.skip(f"strace can't attach here: {tracer.stderr.read().decode().strip()}")
             yield
         finally:
-            tracer.terminate()
+            # Asked to end, strace would wait for threads that are dead but for it.
+            tracer.kill()
 
 
 def _is_traced(pid: int) -> bool:
@@ -114,6 +116,8 @@ def _calls(output: Path) -> Iterator[Syscall]:
             yield Syscall(
                 thread, call["name"], call["arguments"], int(call["result"]), began, place
             )
+        elif call is not None or _BEGUN.match(text):
+            begun[thread] = (began, text)
     for thread, (place, text) in begun.items():
         # It never came back: the process was killed within it.
         name, _, arguments = text.partition("(")
