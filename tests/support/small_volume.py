@@ -19,15 +19,22 @@ class FileSystemKind(StrEnum):
 
 @contextmanager
 def small_volume(
-    directory: Path, kind: FileSystemKind, mib: int, name: str = "volume"
+    directory: Path,
+    kind: FileSystemKind,
+    mib: int,
+    name: str = "volume",
+    image_directory: Path | None = None,
 ) -> Iterator[Path]:
-    """Mount a volume below `directory`, which is on disk. Skips where that is not allowed."""
+    """Mount a volume below `directory`, which is on disk. Skips where that is not allowed.
+
+    Its image takes the room that is written to in `image_directory`, or else below `directory`.
+    """
     mount_point = directory / name
     mount_point.mkdir()
     source, options = "tmpfs", f"size={mib}m,mode=700"
     if kind is not FileSystemKind.TMPFS:
         make = shutil.which(f"mkfs.{kind}") or pytest.skip(f"there is no mkfs.{kind}")
-        image = directory / "image"
+        image = (image_directory or directory) / "image"
         with image.open("wb") as file:
             file.truncate(mib << 20)
         # Nothing is kept back for root.
