@@ -31,7 +31,7 @@ from app.api.answers import (
     on_invalid_parameter,
     problem_response,
 )
-from app.api.bodies import take_in
+from app.api.bodies import Bodies, IncomingBody, again
 from app.api.connections import Connections, Peer, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
@@ -56,6 +56,9 @@ RELOAD_SIGNAL: Final = signal.SIGRTMIN
 _LINGER_S: Final = 2.0
 # How many may be in progress at once of all calls but `POST /entries`: long polls and streams.
 _MAX_CALLS: Final = 1024
+# Of calls that have no use for a body: one, and all that are on their way.
+_MAX_BODY_BYTES: Final = 64 << 10
+_MAX_BODIES_BYTES: Final = 16 << 20
 # Whatever library makes a file below the data directory, it is the owner's alone.
 _PRIVATE_UMASK: Final = 0o077
 SUPERVISED_ENV: Final = "_JOURNAL_SUPERVISOR_PID"
@@ -67,6 +70,7 @@ class JournalApp(FastAPI):
     entries: EntriesEndpoint
     connections: Connections
     turns: Turns
+    bodies: Bodies
     calls_in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,19 +94,24 @@ class JournalApp(FastAPI):
         """Any call but `POST /entries`: so many at once, and without a body to speak of."""
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
-        self.calls_in_progress += 1
+        incoming = IncomingBody(receive)
         try:
-            if self.calls_in_progress > _MAX_CALLS:
-                raise Unavailable(f"{_MAX_CALLS} calls are in progress")
+            # Left unread, it would wait in the server as long as the call takes.
+            body = await self.bodies.read(incoming)
             await self.turns.take()
             if self.connections.is_cut(peer):
                 return
-            receive = await take_in(receive)
+            if self.calls_in_progress >= _MAX_CALLS:
+                raise Unavailable(f"{_MAX_CALLS} calls are in progress")
         except (HttpProblem, Unavailable) as error:
+            if incoming.broken:
+                self.connections.broke_off(peer)
             answer = problem_response(Request(scope), problem_of(error))
             await answer(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+            return
+        self.calls_in_progress += 1
+        try:
+            await super().__call__(scope, again(body, receive), send)
         finally:
             self.calls_in_progress -= 1
 
@@ -155,8 +164,15 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         excluded_handlers=["/metrics"], registry=journal.metrics.registry
     )
     instrumentator.add(journal.metrics.http.observe).instrument(app)
-    app.turns = Turns()
-    app.connections = Connections(max_connections(settings.channel_capacity))
+    app.turns = Turns(_MAX_CALLS)
+    app.bodies = Bodies(
+        _MAX_BODY_BYTES, _MAX_BODIES_BYTES, settings.body_timeout_s, max_unfinished=_MAX_CALLS
+    )
+    app.connections = Connections(
+        max_connections(settings.channel_capacity),
+        settings.header_timeout_s,
+        settings.idle_timeout_s,
+    )
     app.entries = EntriesEndpoint(journal, guard, app.connections)
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))

@@ -74,7 +74,7 @@ def make_server(settings: Settings, application: str = "app.main:app") -> Any:
         http=HTTPModes.auto,
         websockets=False,
         backpressure=max_connections(settings.channel_capacity),
-        http1_settings=HTTP1Settings(header_read_timeout=10_000),
+        http1_settings=HTTP1Settings(header_read_timeout=round(settings.header_timeout_s * 1000)),
         http2_settings=HTTP2Settings(
             initial_connection_window_size=_WINDOW_BYTES,
             initial_stream_window_size=_WINDOW_BYTES,

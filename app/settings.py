@@ -27,6 +27,7 @@ EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
 _DAYS_OF_YEAR: Final = 366
+_HOUR_S: Final = 3600
 
 
 class WalTail(StrEnum):
@@ -157,6 +158,19 @@ class Settings(BaseSettings):
     )
     max_entries: int = Field(10_000, ge=1, description="most entries in a request")
     max_field_bytes: int = Field(_MIB, ge=1, description="longest bytes field of an entry")
+    header_timeout_s: float = Field(
+        10,
+        ge=0.1,
+        le=_HOUR_S,
+        description="for a connection's first request, and for all of a request's header",
+    )
+    body_timeout_s: float = Field(30, ge=0.1, le=_HOUR_S, description="for all of a request's body")
+    idle_timeout_s: float = Field(
+        60,
+        ge=1,
+        le=_HOUR_S,
+        description="between requests; over HTTP/1.1 HEADER_TIMEOUT_S holds there, too",
+    )
     shutdown_timeout_s: float = Field(
         30, ge=0, description="for draining to the WAL and to Postgres"
     )

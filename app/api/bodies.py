@@ -17,11 +17,7 @@ from app.errors import Unavailable
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
-BODY_TIMEOUT_S: Final = 30.0
 MAX_UNFINISHED: Final = 4096
-# Of calls that have no use for a body.
-MAX_IDLE_BODY_BYTES: Final = 64 << 10
-_IDLE_BODY_TIMEOUT_S: Final = 10.0
 _DISCARD_TIMEOUT_S: Final = 5.0
 
 
@@ -71,10 +67,15 @@ class Bodies:
     """
 
     def __init__(
-        self, max_body_bytes: int, max_total_bytes: int, max_unfinished: int = MAX_UNFINISHED
+        self,
+        max_body_bytes: int,
+        max_total_bytes: int,
+        timeout_s: float,
+        max_unfinished: int = MAX_UNFINISHED,
     ) -> None:
         self._max_body_bytes = max_body_bytes
         self._max_total_bytes = max_total_bytes
+        self._timeout_s = timeout_s
         self._max_unfinished = max_unfinished
         self._total_bytes = 0
         # In the order in which they began, and so of their time limits.
@@ -135,7 +136,7 @@ class Bodies:
             why = f"more than {self._max_unfinished} bodies are on their way"
             self._refuse(next(iter(self._unfinished)), partial(Unavailable, why))
         loop = asyncio.get_running_loop()
-        reading = _Reading(asyncio.current_task(), loop.time() + BODY_TIMEOUT_S)
+        reading = _Reading(asyncio.current_task(), loop.time() + self._timeout_s)
         self._unfinished[reading] = None
         if self._timer is None:
             self._timer = loop.call_at(reading.until, self._check_time)
@@ -150,7 +151,7 @@ class Bodies:
             if oldest.until > loop.time():
                 self._timer = loop.call_at(oldest.until, self._check_time)
                 return
-            detail = f"the body was not complete after {BODY_TIMEOUT_S:.0f} s"
+            detail = f"the body was not complete after {self._timeout_s:g} s"
             self._refuse(oldest, partial(HttpProblem, 408, "body_timeout", detail))
 
     def _grown(self, reading: _Reading, size_bytes: int) -> None:
@@ -175,27 +176,11 @@ class Bodies:
         self._total_bytes -= reading.size_bytes
 
 
-async def take_in(receive: Receive) -> Receive:
-    """Read the body of a call that has no use for one, and hand it on to be read again.
+def again(body: bytes | bytearray, receive: Receive) -> Receive:
+    """`receive`, with a body that was read in front of it."""
+    waiting = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-    Left unread, it would wait in the server as long as the call takes, whatever its size. Raises
-    a 400, 408 or 413.
-    """
-    incoming = IncomingBody(receive)
-    body = b""
-    try:
-        async with asyncio.timeout(_IDLE_BODY_TIMEOUT_S):
-            while not incoming.complete:
-                body += await incoming.part()
-                if len(body) > MAX_IDLE_BODY_BYTES:
-                    detail = f"more than {MAX_IDLE_BODY_BYTES} bytes for a call that takes no body"
-                    raise HttpProblem(413, "body_too_large", detail)
-    except TimeoutError:
-        detail = f"the body was not complete after {_IDLE_BODY_TIMEOUT_S:.0f} s"
-        raise HttpProblem(408, "body_timeout", detail) from None
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
+    async def first_the_body() -> Message:
         return waiting.pop() if waiting else await receive()
 
-    return again
+    return first_the_body

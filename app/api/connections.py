@@ -32,9 +32,7 @@ _log = logging.getLogger(__name__)
 Peer = tuple[str, int]
 
 CHECK_INTERVAL_S: Final = 2.0
-# Without a request: ever, since the last one, and while places are few.
-FIRST_REQUEST_S: Final = 10.0
-IDLE_S: Final = 60.0
+# Without a request while places are few.
 CROWDED_IDLE_S: Final = 1.0
 _CROWDED_PART: Final = 0.75
 MAX_UNTAKEN_BYTES: Final = 64 << 20
@@ -97,8 +95,16 @@ class _Use:
 class Connections:
     """Knows which connections are used, and cuts off those that are only in the way."""
 
-    def __init__(self, limit: int, max_untaken_bytes: int = MAX_UNTAKEN_BYTES) -> None:
+    def __init__(
+        self,
+        limit: int,
+        first_request_s: float,
+        idle_s: float,
+        max_untaken_bytes: int = MAX_UNTAKEN_BYTES,
+    ) -> None:
         self._limit = limit
+        self._first_request_s = first_request_s
+        self._idle_s = idle_s
         self._max_untaken_bytes = max_untaken_bytes
         self._uses: dict[Peer, _Use] = {}
         # Since the last check.
@@ -209,7 +215,8 @@ class Connections:
         return {
             peer
             for peer in peers
-            if uses[peer].unused_s(now) > (IDLE_S if uses[peer].requests else FIRST_REQUEST_S)
+            if uses[peer].unused_s(now)
+            > (self._idle_s if uses[peer].requests else self._first_request_s)
         }
 
     def _crowding(self, now: float, peers: dict[Peer, socket.socket], count: int) -> set[Peer]:

@@ -44,7 +44,9 @@ class EntriesEndpoint:
         self._connections = connections
         self._max_body_bytes = settings.max_body_bytes
         self._bodies = Bodies(
-            settings.max_body_bytes, max(settings.max_queue_bytes, settings.max_body_bytes)
+            settings.max_body_bytes,
+            max(settings.max_queue_bytes, settings.max_body_bytes),
+            settings.body_timeout_s,
         )
         self._max_entries = settings.max_entries
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)

@@ -3,6 +3,8 @@
 import asyncio
 from collections import deque
 
+from app.errors import Unavailable
+
 
 class Turns:
     """Lets one in, in each round of the event loop; the others wait in line.
@@ -10,17 +12,23 @@ class Turns:
     What is let in at once takes its time at once: entries would wait until all of it was done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
 
     async def take(self) -> None:
-        """Wait for a turn; there is none to wait for where nobody else has one in this round."""
+        """Wait for a turn; none is waited for where nobody else has one in this round.
+
+        Raises `Unavailable` when as many wait as may.
+        """
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
             loop.call_soon(self._next)
             return
+        if len(self._waiting) >= self._limit:
+            raise Unavailable(f"{self._limit} calls wait for their turn")
         turn = loop.create_future()
         self._waiting.append(turn)
         await turn

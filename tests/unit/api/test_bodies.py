@@ -10,6 +10,8 @@ from app.api.bodies import Bodies, IncomingBody
 from app.api.problems import HttpProblem
 from app.errors import Unavailable
 
+LIMITS = {"max_body_bytes": 100, "max_total_bytes": 150, "timeout_s": 30}
+
 
 class Sender:
     """A client's side of a body: parts go out one by one."""
@@ -38,7 +40,7 @@ class Room:
     """Bodies that are being read, each in a task of its own."""
 
     def __init__(self, **limits: int) -> None:
-        self.bodies = Bodies(**{"max_body_bytes": 100, "max_total_bytes": 150, **limits})
+        self.bodies = Bodies(**{**LIMITS, **limits})
         self.senders: list[Sender] = []
 
     async def begin(self, part: bytes = b"") -> "asyncio.Task[bytes | bytearray]":

@@ -9,13 +9,18 @@ import pytest
 
 from app.api.connections import (
     CROWDED_IDLE_S,
-    FIRST_REQUEST_S,
-    IDLE_S,
     MAX_BROKEN_OFF,
     MAX_IN_PROGRESS,
     Connections,
     Peer,
 )
+
+FIRST_REQUEST_S = 10.0
+IDLE_S = 60.0
+
+
+def watched(limit: int = 100, **bounds: int) -> Connections:
+    return Connections(limit, FIRST_REQUEST_S, IDLE_S, **bounds)
 
 
 class Server:
@@ -51,7 +56,7 @@ def server() -> Iterator[Server]:
 
 
 def test_one_that_never_asks_for_anything_is_cut_off(server: Server) -> None:
-    connections, peer, now = Connections(100), server.connect(), monotonic()
+    connections, peer, now = watched(), server.connect(), monotonic()
     for later_s in (0.0, FIRST_REQUEST_S):
         connections.check(now + later_s)
         assert not server.is_cut(peer)
@@ -60,7 +65,7 @@ def test_one_that_never_asks_for_anything_is_cut_off(server: Server) -> None:
 
 
 def test_one_that_has_asked_may_be_idle_for_longer(server: Server) -> None:
-    connections, peer = Connections(100), server.connect()
+    connections, peer = watched(), server.connect()
     connections.began(peer)
     connections.ended(peer)
     now = monotonic()
@@ -71,7 +76,7 @@ def test_one_that_has_asked_may_be_idle_for_longer(server: Server) -> None:
 
 
 def test_one_with_a_request_in_progress_stays_however_long_it_takes(server: Server) -> None:
-    connections, peer = Connections(1), server.connect()
+    connections, peer = watched(1), server.connect()
     connections.began(peer)
     for hours in range(3):
         connections.check(monotonic() + 3600 * hours)
@@ -79,7 +84,7 @@ def test_one_with_a_request_in_progress_stays_however_long_it_takes(server: Serv
 
 
 def test_one_that_breaks_off_what_it_begins_is_cut_off_at_once_and_alone(server: Server) -> None:
-    connections, hostile, honest = Connections(100), server.connect(), server.connect()
+    connections, hostile, honest = watched(), server.connect(), server.connect()
     for count in range(MAX_BROKEN_OFF + 1):
         assert not server.is_cut(hostile), count
         for peer in (hostile, honest):
@@ -91,7 +96,7 @@ def test_one_that_breaks_off_what_it_begins_is_cut_off_at_once_and_alone(server:
 
 
 def test_one_that_breaks_off_requests_now_and_then_stays(server: Server) -> None:
-    connections, peer = Connections(100), server.connect()
+    connections, peer = watched(), server.connect()
     connections.began(peer)
     for _ in range(3):
         for _ in range(MAX_BROKEN_OFF):
@@ -103,7 +108,7 @@ def test_one_that_breaks_off_requests_now_and_then_stays(server: Server) -> None
 def test_one_with_more_requests_in_progress_than_there_can_be_streams_is_cut_off_alone(
     server: Server,
 ) -> None:
-    connections, hostile, honest = Connections(100), server.connect(), server.connect()
+    connections, hostile, honest = watched(), server.connect(), server.connect()
     for count in range(MAX_IN_PROGRESS):
         connections.began(hostile)
         assert not connections.is_cut(hostile), count
@@ -119,7 +124,7 @@ def test_one_with_more_requests_in_progress_than_there_can_be_streams_is_cut_off
 
 def test_clients_that_a_proxy_shows_as_one_are_not_cut_off_for_being_many() -> None:
     """Such a client has no port (X-Forwarded-For, as uvicorn reads it)."""
-    connections, proxied = Connections(100), ("10.0.0.1", 0)
+    connections, proxied = watched(), ("10.0.0.1", 0)
     for _ in range(2 * MAX_IN_PROGRESS):
         connections.began(proxied)
         connections.broke_off(proxied)
@@ -127,7 +132,7 @@ def test_clients_that_a_proxy_shows_as_one_are_not_cut_off_for_being_many() -> N
 
 
 def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> None:
-    connections = Connections(4)
+    connections = watched(4)
     used, *silent = [server.connect() for _ in range(4)]
     connections.began(used)
     connections.ended(used)
@@ -142,7 +147,7 @@ def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> 
 def test_beyond_the_bound_those_that_take_the_least_of_their_answers_are_cut_off(
     server: Server,
 ) -> None:
-    connections = Connections(100, max_untaken_bytes=10_000)
+    connections = watched(max_untaken_bytes=10_000)
     taking, not_taking, small = [server.connect() for _ in range(3)]
     server.accepted[taking].sendall(bytes(20_000))
     for peer, answer_bytes in ((taking, 20_000), (not_taking, 9_000), (small, 2_000)):
@@ -154,7 +159,7 @@ def test_beyond_the_bound_those_that_take_the_least_of_their_answers_are_cut_off
 
 
 def test_a_client_that_takes_an_answer_slowly_is_not_idle(server: Server) -> None:
-    connections, peer = Connections(100), server.connect()
+    connections, peer = watched(), server.connect()
     connections.began(peer)
     connections.answered(peer, 1 << 20)
     connections.ended(peer)
@@ -173,7 +178,7 @@ def test_a_connection_that_this_process_has_made_itself_is_none_of_its_business(
     elsewhere = socket.socketpair()
     peer = server.connect()
     now = monotonic()
-    connections = Connections(100)
+    connections = watched()
     connections.check(now)
     connections.check(now + 1000)
     assert server.is_cut(peer)

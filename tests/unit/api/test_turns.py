@@ -5,9 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from starlette.types import Message
 
 from app.api.turns import Turns
+from app.errors import Unavailable
 from app.main import create_app
 from app.settings import Settings
 
@@ -44,18 +46,18 @@ async def begun_in_each_round(turns: Turns, calls: int) -> list[int]:
 
 
 async def test_of_many_calls_one_begins_in_each_round_in_their_order() -> None:
-    assert max(await begun_in_each_round(Turns(), 50)) == 1
+    assert max(await begun_in_each_round(Turns(50), 50)) == 1
 
 
 async def test_a_call_alone_does_not_wait() -> None:
-    turns = Turns()
+    turns = Turns(50)
     for _ in range(3):
         assert await begun_in_each_round(turns, 1) == [1]
         await asyncio.sleep(0)
 
 
 async def test_a_call_that_is_given_up_in_line_keeps_nobody_waiting() -> None:
-    turns = Turns()
+    turns = Turns(50)
     await turns.take()
     waiting = [asyncio.create_task(turns.take()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -65,6 +67,15 @@ async def test_a_call_that_is_given_up_in_line_keeps_nobody_waiting() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait_for(task, 5)
     assert max(await begun_in_each_round(turns, 5)) == 1
+
+
+async def test_a_line_that_is_full_is_said_to_be() -> None:
+    turns = Turns(2)
+    let_in = [asyncio.create_task(turns.take()) for _ in range(3)]
+    refused = asyncio.create_task(turns.take())
+    with pytest.raises(Unavailable, match="2 calls wait"):
+        await refused
+    await asyncio.gather(*let_in)
 
 
 async def test_calls_that_come_at_once_are_answered_one_in_each_round(tmp_path: Path) -> None:
