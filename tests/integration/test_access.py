@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +31,7 @@ from tests.support.http_entries import (
 )
 from tests.support.postgres_cluster import Cluster
 from tests.support.service import Service
+from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -183,8 +183,8 @@ def test_the_command_line_shows_the_token_of_the_environment_or_warns_of_its_opt
 @pytest.mark.parametrize("example", ["append.py", "append.sh"])
 def test_the_examples_show_a_token(guarded: Guarded, tmp_path: Path, example: str) -> None:
     path = EXAMPLES / example
-    if path.suffix == ".sh" and shutil.which("curl") is None:
-        pytest.skip("the example needs curl")
+    if path.suffix == ".sh":
+        tool("curl", "the example needs it")
     command = ["sh", str(path)] if path.suffix == ".sh" else [sys.executable, str(path)]
     environ = os.environ | {TOKEN_VARIABLE: guarded.admin, "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(

@@ -22,7 +22,7 @@ from tests.support.http_entries import JSON, accepted, json_entry, post
 from tests.support.postgres_cluster import Cluster
 from tests.support.raw_http import RawConnection, RawHttp2
 from tests.support.service import Service
-from tests.support.syscalls import holding, read_trace
+from tests.support.syscalls import Syscall, holding, read_trace
 from tests.support.waiting import wait_for
 
 CLIENTS: Final = 20
@@ -122,16 +122,22 @@ def test_a_client_that_leaves_while_its_entries_are_synced_may_send_them_again(
     body = body_of(entries)
     [segment] = (service.data_dir / "wal").glob("*.wal")
     before = segment.stat().st_size
-    with holding(service.worker_pid, tmp_path / "trace", "fdatasync"):
+    output = tmp_path / "trace"
+
+    def unknown() -> list[Syscall]:
+        return [call for call in read_trace(output) if "HTTP/1.1 404" in call.arguments]
+
+    with holding(service.worker_pid, output, "fdatasync"):
         with leave(service.port, body, len(body), reset=reset):
             wait_for(lambda: segment.stat().st_size > before, "their record is written")
         for entry in entries:
             assert client.get(f"/entries/{entry['request_uuid']}").status_code == 404
-    calls = read_trace(tmp_path / "trace")
-    sync = next(call for call in calls if (call.name, call.path) == ("fdatasync", str(segment)))
-    unknown = [call for call in calls if "HTTP/1.1 404" in call.arguments]
-    assert len(unknown) == len(entries)
-    assert all(sync.began < call.began and call.ended < sync.ended for call in unknown)
+        # The client may have its answer before the tracer.
+        wait_for(lambda: len(unknown()) == len(entries), "the trace has the answers")
+    [sync] = [
+        call for call in read_trace(output) if (call.name, call.path) == ("fdatasync", str(segment))
+    ]
+    assert all(sync.began < call.began and call.ended < sync.ended for call in unknown())
     again = accepted(post(client, *entries))
     assert again["first_command_id"] is None
     duplicates = {found["request_uuid"]: found["command_id"] for found in again["duplicates"]}

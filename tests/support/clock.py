@@ -3,12 +3,11 @@
 import ctypes
 import mmap
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
-import pytest
+from tests.support.tools import tool
 
 _CUSTOMIZED: Final = Path(__file__).with_name("owned_clock")
 _SHIFTED: Final = Path(__file__).with_name("shifted_clock.c")
@@ -42,7 +41,7 @@ class ShiftedClock:
     """
 
     def __init__(self, directory: Path) -> None:
-        compiler = shutil.which("cc") or pytest.skip("there is no C compiler: no clock can be put")
+        compiler = tool("cc", "no clock can be put")
         library, offset = directory / "shifted_clock.so", directory / "shifted_clock"
         subprocess.run(
             [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(_SHIFTED)], check=True

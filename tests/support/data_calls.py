@@ -1,7 +1,6 @@
 """The system calls of a service that touch its data directory, and a fault in one of them."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.support.service import Service
 from tests.support.syscalls import Syscall, read_trace
+from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
 # All by which files are opened, changed and synced; reading changes nothing.
@@ -31,11 +31,17 @@ class DataCall(NamedTuple):
     path: str
     nth: int
     changes: bool
+    punches: bool = False
 
     @property
     def kind(self) -> tuple[str, str]:
         """Calls of the same kind do the same to files of the same kind."""
-        return self.name, kind_of_path(self.path)
+        return "punch" if self.punches else self.name, kind_of_path(self.path)
+
+    @property
+    def of_store(self) -> bool:
+        """Whether the file is one of the commitment store's, which RocksDB keeps."""
+        return self.path.startswith("commitments/")
 
     def __str__(self) -> str:
         return f"{self.name}({self.path}) number {self.nth}"
@@ -83,7 +89,8 @@ def data_calls(service: Service, output: Path) -> list[DataCall]:
     for path, call in traced_calls(service, output):
         place = (call.thread, call.name, path)
         counts[place] = counts.get(place, 0) + 1
-        found.append(DataCall(call.name, path, counts[place], _changes(call)))
+        punches = "PUNCH_HOLE" in call.arguments
+        found.append(DataCall(call.name, path, counts[place], _changes(call), punches))
     return found
 
 
@@ -108,9 +115,7 @@ def kinds(calls: Iterable[DataCall]) -> dict[tuple[str, str], list[DataCall]]:
 
 
 def _strace(*options: str) -> tuple[str, ...]:
-    program = shutil.which("strace")
-    if program is None:
-        pytest.skip("strace is not installed: no fault can be put into a system call")
+    program = tool("strace", "no fault can be put into a system call")
     # As a detached tracer (-D), so that the service stays a child of the test.
     command = (program, "-D", "-f", "-q", "-y", "-s", "16")
     probe = subprocess.run([program, "-o", "/dev/null", "true"], capture_output=True, check=False)

@@ -1,6 +1,5 @@
 """A file system of a few MiB, mounted for a test."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 import pytest
+
+from tests.support.tools import tool
 
 
 class FileSystemKind(StrEnum):
@@ -33,7 +34,7 @@ def small_volume(
     mount_point.mkdir()
     source, options = "tmpfs", f"size={mib}m,mode=700"
     if kind is not FileSystemKind.TMPFS:
-        make = shutil.which(f"mkfs.{kind}") or pytest.skip(f"there is no mkfs.{kind}")
+        make = tool(f"mkfs.{kind}", "no volume can be made")
         image = (image_directory or directory) / "image"
         with image.open("wb") as file:
             file.truncate(mib << 20)

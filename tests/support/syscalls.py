@@ -1,7 +1,6 @@
 """What a running service asks of the kernel, in order, and faults in that: strace around it."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.support.service import Service
+from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
 _CALLS: Final = (
@@ -47,7 +47,7 @@ def trace(service: Service, output: Path, *faults: str) -> None:
 
     Counts of an injection are those of each thread by itself. Skips where strace can't be used.
     """
-    program = _program()
+    program = tool("strace", "system calls can't be observed")
     # As a detached tracer (-D), so that the service stays a child of the test. Only the calls asked
     # for stop a thread (--seccomp-bpf): the others run at full speed.
     command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "1000000"]
@@ -64,7 +64,8 @@ def holding(pid: int, output: Path, call: str) -> Iterator[None]:
 
     What was held is done after all. Skips where strace can't be used.
     """
-    command = [_program(), "-f", "-qq", "-y", "-s", "1000000", "-e", f"trace={_CALLS}"]
+    strace = tool("strace", "no call can be held")
+    command = [strace, "-f", "-qq", "-y", "-s", "1000000", "-e", f"trace={_CALLS}"]
     for_ever = f"inject={call}:delay_enter=3600000000"
     with subprocess.Popen(
         [*command, "-e", for_ever, "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE
@@ -88,11 +89,6 @@ def read_trace(output: Path) -> list[Syscall]:
     """The calls of a service that has ended, in the order of their beginnings."""
     wait_for(lambda: "\n" in output.read_text("utf-8", "replace"), "the tracer writes")
     return sorted(_calls(output), key=lambda call: call.began)
-
-
-def _program() -> str:
-    program = shutil.which("strace")
-    return program or pytest.skip("strace is not installed: system calls can't be observed")
 
 
 def _calls(output: Path) -> Iterator[Syscall]:

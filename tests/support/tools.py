@@ -1,0 +1,21 @@
+"""Programs of the machine that tests need, and that not every machine has."""
+
+import os
+import shutil
+from typing import Final
+
+import pytest
+
+REQUIRED: Final = "REQUIRED_TOOLS"
+"""Names, separated by blanks, of the programs that have to be there: `.ci/run` installs them."""
+
+
+def tool(name: str, purpose: str) -> str:
+    """The path of a program. Skips where it is missing, and fails where it is required."""
+    path = shutil.which(name)
+    if path is not None:
+        return path
+    missing = f"there is no {name}: {purpose}"
+    if name in os.environ.get(REQUIRED, "").split():
+        pytest.fail(missing)
+    pytest.skip(missing)
