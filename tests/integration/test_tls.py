@@ -75,6 +75,19 @@ def test_a_client_that_does_not_trust_the_certificate_gets_nowhere(service: Serv
         client.get("/healthz")
 
 
+def test_a_client_that_knows_no_tls_1_3_gets_nowhere(
+    service: Service, trusting: ssl.SSLContext
+) -> None:
+    with service.client(verify=trusting) as client:
+        assert client.get("/healthz").status_code == 200
+    trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        service.client(verify=trusting) as client,
+        pytest.raises(httpx.ConnectError, match="PROTOCOL_VERSION"),
+    ):
+        client.get("/healthz")
+
+
 def test_plain_http_on_the_port_of_tls_gets_no_answer(service: Service) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{service.port}/healthz", trust_env=False)
