@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
 _KILL_AFTER_S: Final = 2.0
+# Each message wakes the other process: one for every record would cost more than the record.
+_TELL_EVERY_S: Final = 0.005
 
 
 class ReplicationSupervisor:
@@ -38,6 +40,7 @@ class ReplicationSupervisor:
         self._wal_id = wal_id
         self._durable = durable_offset
         self._told = 0
+        self._teller: asyncio.TimerHandle | None = None
         self._environ = dict(environ)
         self._on_progress = on_progress
         self._on_error = on_error
@@ -58,12 +61,13 @@ class ReplicationSupervisor:
         return None if self._process is None else self._process.pid
 
     def publish(self, offset: int) -> None:
-        """Tell the process how far the log is durable.
+        """Tell the process how far the log is durable, a few milliseconds later.
 
-        Never waits; what can't be told now is told later.
+        Never waits; what can't be told then is told later still.
         """
         self._durable = offset
-        self._tell()
+        if self._teller is None:
+            self._teller = asyncio.get_running_loop().call_later(_TELL_EVERY_S, self._tell)
 
     async def drain(self, timeout_s: float) -> bool:
         """Let the process replicate what is durable and end.
@@ -83,6 +87,9 @@ class ReplicationSupervisor:
         return False
 
     def _tell(self) -> None:
+        if self._teller is not None:
+            self._teller.cancel()
+            self._teller = None
         end = self._end
         if end is None:
             return
