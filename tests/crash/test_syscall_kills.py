@@ -7,9 +7,9 @@ others by chance; `make crash-syscalls` tries them all.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from random import Random
@@ -19,7 +19,16 @@ import httpx
 import pytest
 
 from app.wal.sync import IoUringSyncer
-from tests.support.data_calls import DataCall, data_calls, has_been_killed, inject, kinds, record
+from tests.support.data_calls import (
+    DataCall,
+    data_calls,
+    has_been_killed,
+    inject,
+    killing,
+    kinds,
+    record,
+    recording,
+)
 from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
@@ -32,6 +41,7 @@ MORE: Final = 2
 STORE_KINDS: Final = 5
 ATTEMPTS: Final = 4
 REQUESTS: Final = 12
+FLUSHED: Final = 8
 ENTRY_BYTES: Final = 6000
 LOG_CALLS: Final = {"openat", "pwrite64", "fdatasync", "fallocate", "ftruncate"}
 NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
@@ -43,12 +53,17 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 
 
-def converse(
-    service: Service, conversation: Conversation, count: int, *, flushing: bool = False
-) -> Conversation:
+def converse(service: Service, conversation: Conversation, count: int) -> Conversation:
     """Start the service, let a client talk to it and stop it; it may die at any point of that."""
-    if not service.starts():
-        return conversation
+    if service.starts():
+        talk(service, conversation, count)
+    return conversation
+
+
+def talk(
+    service: Service, conversation: Conversation, count: int, *, flushing: bool = False
+) -> None:
+    """Let a client talk to a running service and stop it, likewise."""
     answered = False
     with service.client() as client, suppress(httpx.TransportError):
         answered = all(
@@ -58,7 +73,6 @@ def converse(
         service.terminate()
     else:
         assert service.wait() != 0, "a service without its worker is no success"
-    return conversation
 
 
 def chosen(calls: list[DataCall], rng: Random) -> list[DataCall]:
@@ -219,22 +233,33 @@ def test_a_kill_at_any_call_that_gives_the_log_back_keeps_the_promise(
         "DEDUP_WINDOW": 1,
     }
 
-    def run(service: Service) -> Conversation:
+    @contextmanager
+    def ready(name: str) -> Iterator[tuple[Service, Conversation, Path]]:
+        """A running service whose first checkpoint is written: what follows gives back."""
+        directory = new_directory(tmp_path, name)
         conversation = Conversation(entries=1, size=250_000)
-        return converse(service, conversation, 8, flushing=True)
+        # The name is in the log: as long as any other, so that segments are named alike.
+        named: dict[str, Any] = {**settings, "ENVIRONMENT": name}
+        with Service(directory / "data", database_url, **named) as service:
+            service.start()
+            with service.client() as client:
+                assert conversation.send(client) == 200
+                flush(client)
+            yield service, conversation, directory / "trace"
+            check_promise(conversation, service.data_dir, database_url, **named)
+        shutil.rmtree(directory)
 
     def kill(call: DataCall, name: str) -> bool:
-        directory = new_directory(tmp_path, name)
-        # As long as the recorded one's: it is in the log, whose segments are named by offset.
-        return kill_in_run(directory, call, run, database_url, ENVIRONMENT=name, **settings)
+        with ready(name) as (service, conversation, trace):
+            with killing(service, trace, call) as was_killed:
+                talk(service, conversation, FLUSHED, flushing=True)
+            return was_killed()
 
-    calls = record_calls(
-        new_directory(tmp_path, "recorded"), run, database_url, ENVIRONMENT="0-first", **settings
-    )
+    with ready("0-first") as (service, conversation, trace):
+        with recording(service, trace) as recorded:
+            talk(service, conversation, FLUSHED, flushing=True)
+        # Those without a path are RocksDB's reads.
+        calls = [call for call in recorded() if call.path]
+    assert set(conversation.statuses) == {200}
     assert kinds(calls).keys() >= {("unlink", "wal/N.wal"), ("punch", "wal/N.wal")}
-    first_checkpoint = next(
-        at for at, call in enumerate(calls) if call.path == "checkpoint.json.tmp"
-    )
-    # Those without a path are RocksDB's reads.
-    later = [call for call in calls[first_checkpoint:] if call.path]
-    kill_at_each(chosen(later, rng), kill)
+    kill_at_each(chosen(calls, rng), kill)

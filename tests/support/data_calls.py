@@ -2,14 +2,15 @@
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
 from tests.support.service import Service
-from tests.support.syscalls import Syscall, read_trace
+from tests.support.syscalls import Syscall, attached, read_trace
 from tests.support.tools import tool
 from tests.support.waiting import wait_for
 
@@ -19,6 +20,7 @@ _CALLS: Final = (
     "renameat2,link,linkat,unlink,unlinkat,mkdir,mkdirat,fallocate,ftruncate,truncate,fchmod,"
     "chmod,fchmodat,flock,io_uring_enter"
 )
+_KILLED: Final = "+++ killed by SIGKILL +++"
 _IO_URING: Final = "io_uring_enter"
 _QUOTED: Final = re.compile(r'"([^"]*)"')
 _DIGITS: Final = re.compile(r"\d+")
@@ -72,9 +74,31 @@ def inject_at(service: Service, output: Path, names: str, fault: str, *paths: st
     )
 
 
+@contextmanager
+def recording(service: Service, output: Path) -> Iterator[Callable[[], list[DataCall]]]:
+    """Record what the process that owns the log does from now on to its end, in the block.
+
+    What is given tells of it, behind the block.
+    """
+    with attached(service.worker_pid, output, "-s", "16", "-e", f"trace={_CALLS}"):
+        yield lambda: _numbered(_on_data(service, output))
+
+
+@contextmanager
+def killing(service: Service, output: Path, call: DataCall) -> Iterator[Callable[[], bool]]:
+    """Kill that process in the place of a call that was recorded so.
+
+    What is given tells whether that has come to pass, behind the block.
+    """
+    options = ("-P", str(service.data_dir / call.path), "-e", f"trace={call.name}")
+    kill = f"inject={call.name}:signal=SIGKILL:when={call.nth}"
+    with attached(service.worker_pid, output, *options, "-e", kill):
+        yield lambda: _KILLED in output.read_text("utf-8", "replace")
+
+
 def has_been_killed(service: Service, output: Path) -> bool:
     """Whether the fault was a kill and has come to pass. The service has ended."""
-    return "+++ killed by SIGKILL +++" in _finished(service, output)
+    return _KILLED in _finished(service, output)
 
 
 def was_injected(service: Service, output: Path) -> bool:
@@ -84,21 +108,13 @@ def was_injected(service: Service, output: Path) -> bool:
 
 def data_calls(service: Service, output: Path) -> list[DataCall]:
     """All calls that touched the data directory, in their order. The service has ended."""
-    counts: dict[tuple[int, str, str], int] = {}
-    found = []
-    for path, call in traced_calls(service, output):
-        place = (call.thread, call.name, path)
-        counts[place] = counts.get(place, 0) + 1
-        punches = "PUNCH_HOLE" in call.arguments
-        found.append(DataCall(call.name, path, counts[place], _changes(call), punches))
-    return found
+    return _numbered(traced_calls(service, output))
 
 
 def traced_calls(service: Service, output: Path) -> list[tuple[str, Syscall]]:
     """The same with what came of each, by path. The service has ended."""
     _finished(service, output)
-    found = [(_path(call, service.data_dir), call) for call in read_trace(output)]
-    return [(path, call) for path, call in found if path is not None]
+    return _on_data(service, output)
 
 
 def kind_of_path(path: str) -> str:
@@ -133,6 +149,22 @@ def _finished(service: Service, output: Path) -> str:
         return found if ended.search(found) else None
 
     return wait_for(text, "the tracer has written all")
+
+
+def _on_data(service: Service, output: Path) -> list[tuple[str, Syscall]]:
+    found = [(_path(call, service.data_dir), call) for call in read_trace(output)]
+    return [(path, call) for path, call in found if path is not None]
+
+
+def _numbered(calls: list[tuple[str, Syscall]]) -> list[DataCall]:
+    counts: dict[tuple[int, str, str], int] = {}
+    found = []
+    for path, call in calls:
+        place = (call.thread, call.name, path)
+        counts[place] = counts.get(place, 0) + 1
+        punches = "PUNCH_HOLE" in call.arguments
+        found.append(DataCall(call.name, path, counts[place], _changes(call), punches))
+    return found
 
 
 def _path(call: Syscall, data_dir: Path) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import psutil
 import pytest
 
 from tests.support.service import Service
@@ -59,25 +60,36 @@ def trace(service: Service, output: Path, *faults: str) -> None:
 
 
 @contextmanager
-def holding(pid: int, output: Path, call: str) -> Iterator[None]:
-    """Trace a running process, and let it begin no call of this name before the end of the block.
+def attached(pid: int, output: Path, *options: str) -> Iterator[None]:
+    """Run strace on a process that runs, up to the end of the block. Skips where it can't be used.
 
-    What was held is done after all. Skips where strace can't be used.
+    If the process has ended by then, all of its trace is there.
     """
-    strace = tool("strace", "no call can be held")
-    command = [strace, "-f", "-qq", "-y", "-s", "1000000", "-e", f"trace={_CALLS}"]
-    for_ever = f"inject={call}:delay_enter=3600000000"
+    command = [tool("strace", "no process can be traced"), "-f", "-q", "-y", *options]
     with subprocess.Popen(
-        [*command, "-e", for_ever, "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE
+        [*command, "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE
     ) as tracer:
         try:
             wait_for(lambda: tracer.poll() is not None or _is_traced(pid), "the tracer is there")
             if tracer.poll() is not None and tracer.stderr is not None:
                 pytest.skip(f"strace can't attach here: {tracer.stderr.read().decode().strip()}")
             yield
+            if not psutil.pid_exists(pid):
+                tracer.wait(30)
         finally:
             # Asked to end, strace would wait for threads that are dead but for it.
             tracer.kill()
+
+
+@contextmanager
+def holding(pid: int, output: Path, call: str) -> Iterator[None]:
+    """Trace a running process, and let it begin no call of this name before the end of the block.
+
+    What was held is done after all. Skips where strace can't be used.
+    """
+    for_ever = f"inject={call}:delay_enter=3600000000"
+    with attached(pid, output, "-s", "1000000", "-e", f"trace={_CALLS}", "-e", for_ever):
+        yield
 
 
 def _is_traced(pid: int) -> bool:
