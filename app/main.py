@@ -36,7 +36,7 @@ from app.api.connections import Connections, Peer, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
-from app.api.routes import router
+from app.api.routes import Flushes, router
 from app.api.schema import complete
 from app.api.security import Guard, Security
 from app.api.turns import Turns
@@ -157,6 +157,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
     app.add_middleware(Security, guard=guard, rejected=journal.metrics.rejected)
     app.state.blocks = journal.blocks
     app.state.streams = block_stream.Streams()
+    app.state.flushes = Flushes()
     app.include_router(router)
     for each in (block_stream, blocks, proofs):
         app.include_router(each.router)

@@ -1,6 +1,8 @@
 """Everything but `POST /entries` (protocol, section 2)."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -11,11 +13,14 @@ from pydantic import BaseModel, Field
 from app.api.answers import answer, documented
 from app.api.problems import HttpProblem
 from app.api.security import Guard, authorization_of
+from app.errors import Unavailable
 from app.service.journal import Journal
 
 router = APIRouter()
 
 _MAX_FLUSH_S = 3600
+# Each takes one of the places of calls for as long as it waits, whether its client stays or not.
+MAX_FLUSHES = 256
 
 
 class CheckpointAnswer(BaseModel):
@@ -90,6 +95,25 @@ async def get_entry(request: Request, request_uuid: UUID) -> Response:
     )
 
 
+class Flushes:
+    """How many flushes wait, so that they can't take all of the places of calls."""
+
+    def __init__(self, limit: int = MAX_FLUSHES) -> None:
+        self._limit = limit
+        self._waiting = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one. Raises `Unavailable` where there is none."""
+        if self._waiting >= self._limit:
+            raise Unavailable(f"{self._limit} flushes wait, and no more are taken on")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+
 @router.post(
     "/flush",
     response_model=CheckpointAnswer,
@@ -102,9 +126,11 @@ async def flush(
 ) -> Response:
     """Returns the checkpoint once it covers everything that was accepted before the call."""
     journal = journal_of(request)
+    flushes: Flushes = request.app.state.flushes
     try:
-        async with asyncio.timeout(timeout_s):
-            await journal.flush()
+        with flushes.place():
+            async with asyncio.timeout(timeout_s):
+                await journal.flush()
     except TimeoutError:
         status = journal.checkpoint()
         detail = (

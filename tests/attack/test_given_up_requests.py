@@ -4,6 +4,7 @@ The bounds are those of `app.api.connections`, here against the real server.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import httpx
@@ -12,7 +13,7 @@ from hyperframe.frame import DataFrame, RstStreamFrame
 
 from app.api.connections import MAX_BROKEN_OFF, MAX_IN_PROGRESS, STREAMS_AT_ONCE
 from tests.support.honest_client import HonestClient
-from tests.support.http_entries import MSGPACK, metric
+from tests.support.http_entries import MSGPACK, metric, refused
 from tests.support.raw_http import RawHttp2
 from tests.support.service import Service
 from tests.support.waiting import wait_for
@@ -96,6 +97,22 @@ def test_streams_that_are_reset_make_no_room_for_ever_more_requests(
         wait_for_ever(attacker)
         assert not is_served(attacker)
         assert attacker.is_cut()
+        honest.goes_on()
+
+
+def test_flushes_that_wait_leave_places_to_other_calls(
+    service: Service, client: httpx.Client, honest: HonestClient
+) -> None:
+    """As many as there are places for calls, if they were let: they would be taken for an hour."""
+    with ExitStack() as stack:
+        for _ in range(1024 // STREAMS_AT_ONCE + 1):
+            attacker = stack.enter_context(RawHttp2(service.port))
+            for _ in range(STREAMS_AT_ONCE - 1):
+                wait_for_ever(attacker)
+            assert is_served(attacker)
+        refused(client.post("/flush?timeout_s=0"), 50301, retriable=True)
+        for path in ("/healthz", "/checkpoint", "/metrics"):
+            assert client.get(path).status_code == 200
         honest.goes_on()
 
 
