@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 
 from app.errors import Unavailable
+from app.service.interpreter import switch_sooner
 
 
 class Turns:
@@ -30,6 +31,8 @@ class Turns:
         if len(self._waiting) >= self._limit:
             raise Unavailable(f"{self._limit} calls wait for their turn")
         turn = loop.create_future()
+        if not self._waiting:
+            switch_sooner(crowded=True)
         self._waiting.append(turn)
         await turn
 
@@ -41,3 +44,4 @@ class Turns:
                 turn.get_loop().call_soon(self._next)
                 return
         self._taken = False
+        switch_sooner(crowded=False)

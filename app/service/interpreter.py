@@ -11,7 +11,9 @@ from app.chain import bulk
 _YOUNG_OBJECTS: Final = 100_000
 _OLD_AFTER: Final = (50, 100)
 # How long the writer, back from a sync, may wait for the loop to hand the interpreter over.
-_SWITCH_INTERVAL_S: Final = 0.0005
+INTERVAL_S: Final = 0.0005
+# Where many requests come at once: the server's threads wait as long for each of them.
+_CROWDED_INTERVAL_S: Final = 0.00005
 
 
 def prepare_for_large_blocks() -> None:
@@ -34,4 +36,9 @@ def tune_interpreter() -> None:
     # Not collected before: some hundred objects are not worth 20 ms of the way to ready.
     gc.freeze()
     collect_rarely()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(INTERVAL_S)
+
+
+def switch_sooner(*, crowded: bool) -> None:
+    """Let threads switch sooner while many requests come at once, and as usual again."""
+    sys.setswitchinterval(_CROWDED_INTERVAL_S if crowded else INTERVAL_S)

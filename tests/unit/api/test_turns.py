@@ -1,6 +1,7 @@
 """Calls begin one after another, a round of the event loop each: what is between gets its turn."""
 
 import asyncio
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from starlette.types import Message
 from app.api.turns import Turns
 from app.errors import Unavailable
 from app.main import create_app
+from app.service.interpreter import INTERVAL_S
 from app.settings import Settings
 
 HEALTH: Final[dict[str, Any]] = {
@@ -67,6 +69,18 @@ async def test_a_call_that_is_given_up_in_line_keeps_nobody_waiting() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait_for(task, 5)
     assert max(await begun_in_each_round(turns, 5)) == 1
+
+
+async def test_threads_switch_sooner_as_long_as_calls_wait_in_line() -> None:
+    turns = Turns(50)
+    await begun_in_each_round(turns, 1)
+    let_in = [asyncio.create_task(turns.take()) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert sys.getswitchinterval() < INTERVAL_S / 5
+    await asyncio.gather(*let_in)
+    assert max(await begun_in_each_round(turns, 1)) == 1
+    await asyncio.sleep(0)
+    assert sys.getswitchinterval() == pytest.approx(INTERVAL_S)
 
 
 async def test_a_line_that_is_full_is_said_to_be() -> None:
