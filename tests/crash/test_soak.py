@@ -96,12 +96,13 @@ def test_under_random_kills_of_everything_nothing_acknowledged_is_lost_and_nothi
 def _kill_at_random(service: SoakService, clients: Clients, rng: Random, duration_s: float) -> None:
     """Kill something whenever some requests more have been acknowledged."""
 
-    def replace_client() -> None:
+    def replace_client() -> bool:
         clients.kill(rng.randrange(CLIENTS))
         clients.start(service.url)
+        return True
 
     # Those that a life survives, and those that end it.
-    victims: dict[str, Callable[[], object]] = {
+    victims: dict[str, Callable[[], bool]] = {
         "client": replace_client,
         "replication": service.kill_replication,
         "backend": service.kill_backend,
@@ -114,22 +115,22 @@ def _kill_at_random(service: SoakService, clients: Clients, rng: Random, duratio
         "everything": service.kill,
         "nothing": service.terminate,
     }
+    kills = dict.fromkeys([*victims, *endings], 0)
     deadline = monotonic() + duration_s
-    while monotonic() < deadline:
-        # Each by turns in an order of chance, so that a short run has all of them.
+    # Each by turns in an order of chance, until all were killed, however short the run.
+    hand: list[str] = []
+    while monotonic() < deadline or not all(kills.values()):
         for ending in rng.sample(sorted(endings), len(endings)):
-            for victim in rng.sample(sorted(victims), rng.randrange(1, len(victims))):
+            for _ in range(rng.randrange(1, len(victims))):
+                hand = hand or rng.sample(sorted(victims), len(victims))
+                victim = hand.pop()
                 await_requests(clients, rng.randrange(1, 60))
-                print("kill", victim)  # noqa: T201 - shown with a failure
-                victims[victim]()
-                if monotonic() > deadline:
-                    break
+                kills[victim] += victims[victim]()
             await_requests(clients, rng.randrange(1, 60))
-            print("end by", ending)  # noqa: T201 - likewise
             endings[ending]()
+            kills[ending] += 1
             service.start()
-            if monotonic() > deadline:
-                return
+    print("kills", kills)  # noqa: T201 - shown with a failure
 
 
 def _watch(service: SoakService, clients: Clients, duration_s: float) -> list[Usage]:

@@ -107,6 +107,8 @@ def kill_at_each(calls: list[DataCall], run: Callable[[DataCall, str], bool]) ->
         assert not failures, "\n".join(failures)
         left = [call for call, outcome in zip(left, runs, strict=True) if not outcome.result()]
         print(f"attempt {attempt}: not reached: {[str(call) for call in left]}")  # noqa: T201
+    of_store = [call for call in calls if call.of_store]
+    assert not of_store or set(of_store) - set(left), "no kill at a call of the store was reached"
     missed = [call for call in left if not call.of_store]
     assert not missed, [str(call) for call in missed]
 

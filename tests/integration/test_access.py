@@ -93,9 +93,12 @@ def test_each_scope_opens_its_own_calls_and_admin_opens_all(guarded: Guarded, ht
     with guarded.client(guarded.reader, http2=http2) as reader:
         assert checkpoint(reader)["replication"] != "stopped"
         assert reader.get("/metrics").status_code == 200
+        before, counted = durable_offset(reader), rejections(reader, "scope_missing")
         for response in (post(reader, json_entry()), reader.post("/flush")):
             refused(response, 40301)
             assert response.headers["www-authenticate"] == INSUFFICIENT.format("write")
+        assert durable_offset(reader) == before
+        assert rejections(reader, "scope_missing") == counted + 2
     with guarded.client(guarded.admin, http2=http2) as admin:
         accepted(post(admin, json_entry()))
         assert admin.post("/flush").status_code == 200

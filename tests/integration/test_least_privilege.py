@@ -27,6 +27,14 @@ from tests.support.replication_sink import ENVIRONMENT
 
 _PASSWORD = "grants"
 # A name that only works quoted.
+_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+_TABLE_PRIVILEGES = """
+SELECT table_name, privilege_type FROM information_schema.table_privileges WHERE grantee = $1
+"""
+_UPDATED_COLUMNS = """
+SELECT table_name, column_name FROM information_schema.column_privileges
+WHERE grantee = $1 AND privilege_type = 'UPDATE'
+"""
 _ROLE = 'journal\'s "least" {}'
 
 
@@ -129,6 +137,24 @@ def test_the_role_can_not_change_history_nor_the_schema(role: Role) -> None:
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             query(role.url, statement)
+
+
+def test_the_role_can_add_and_read_and_changes_only_what_is_true_now(
+    role: Role, database_url: str
+) -> None:
+    tables = {table for (table,) in query(database_url, _TABLES)}
+    granted = query(database_url, _TABLE_PRIVILEGES, role.name)
+    assert {table for table, _ in granted} == tables
+    expected = {(table, each) for table in tables for each in ("INSERT", "SELECT")}
+    assert set(granted) == expected - {("alembic_version", "INSERT")}
+    updated: dict[str, set[str]] = {}
+    for table, column in query(database_url, _UPDATED_COLUMNS, role.name):
+        updated.setdefault(table, set()).add(column)
+    keys = {"environment", "user_address", "account_id", "currency"}
+    assert updated.keys() == {"account_balances", "replication_progress", "rsm_current_state"}
+    for columns in updated.values():
+        assert columns
+        assert columns.isdisjoint(keys)
 
 
 @pytest.mark.parametrize("table", ["account_balances", "replication_progress", "rsm_current_state"])

@@ -27,6 +27,8 @@ class Service:
     the `with` block is killed, by process id.
     """
 
+    start_timeout_s = 60.0
+
     def __init__(self, data_dir: Path, database_url: str, **settings: object) -> None:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + ".log")
@@ -98,7 +100,10 @@ class Service:
     def start(self, **settings: object) -> Self:
         """Start the process and wait until it is ready."""
         self.launch(**settings)
-        wait_for(self._is_ready, f"the service is ready; its log:\n{self.log}", 60)
+        try:
+            wait_for(self._is_ready, "the service is ready", self.start_timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log:\n{self.log}") from error
         return self
 
     def starts(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Self
 import httpx
 import psutil
 
+from app.embedded import START_TIMEOUT_S
 from tests.support.service import Service
 from tests.support.soak_client import read_ledger
 from tests.support.waiting import wait_for
@@ -146,6 +147,9 @@ class BlockFollower(Thread):
 class SoakService(Service):
     """A service whose every process can be killed by itself. `url` of its Postgres is learnt."""
 
+    # The keeper before has 60 s to stop a server that it was just starting again.
+    start_timeout_s = START_TIMEOUT_S + 10
+
     def __init__(self, data_dir: Path, **settings: object) -> None:
         super().__init__(data_dir, "embedded", **settings)
 
@@ -182,32 +186,39 @@ class SoakService(Service):
         os.kill(self.worker_pid, signal.SIGKILL)
         assert self.wait() != 0, "a service without its worker is no success"
 
-    def kill_replication(self) -> None:
+    # Whom to kill may just have died, or be started again: these say whether anyone was killed.
+
+    def kill_replication(self) -> bool:
+        """Kill the process that fills Postgres."""
         with suppress(ProcessLookupError):
             os.kill(self.replication_pid, signal.SIGKILL)
+            return True
+        return False
 
-    # Whom to kill may just have died, or be started again.
-
-    def kill_backend(self) -> None:
+    def kill_backend(self) -> bool:
         """Kill a backend that serves a connection; Postgres then ends all of them, and recovers."""
         with suppress(OSError, ValueError, psutil.NoSuchProcess):
             for process in self._postmaster().children():
                 if "[local]" in " ".join(process.cmdline()):
                     process.kill()
-                    return
+                    return True
+        return False
 
-    def kill_postgres(self) -> None:
+    def kill_postgres(self) -> bool:
         """Kill the embedded server itself; its keeper, if that lives, starts it again."""
         with suppress(OSError, ValueError, psutil.NoSuchProcess):
             self._postmaster().kill()
+            return True
+        return False
 
-    def kill_keeper(self) -> None:
+    def kill_keeper(self) -> bool:
         """Kill the process that watches over the embedded server."""
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.worker_pid).children():
                 if "app.embedded" in process.cmdline():
                     process.kill()
-                    return
+                    return True
+        return False
 
     def _postmaster(self) -> psutil.Process:
         pid_file = self.data_dir / "postgres" / "postmaster.pid"
