@@ -13,7 +13,8 @@ def machine() -> dict[str, Any]:
     """What it was measured on."""
     return {
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
+        # Without what a vendor adds to the version.
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "architecture": platform.machine(),
         "python": platform.python_version(),
     }
