@@ -148,8 +148,7 @@ def windows_that_change(port: int) -> None:
     while again():
         with RawHttp2(port, {size: 0}) as attacker:
             ask_for_much(attacker)
-            while attacker.send(changes) and not attacker.is_cut():
-                time.sleep(PAUSE_S)
+            send_until_cut(attacker, changes, PAUSE_S)
 
 
 def windows_of_a_byte(port: int) -> None:
@@ -160,8 +159,7 @@ def windows_of_a_byte(port: int) -> None:
     while again():
         with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1}) as attacker:
             ask_for_much(attacker)
-            while attacker.send(more) and not attacker.is_cut():
-                time.sleep(PAUSE_S)
+            send_until_cut(attacker, more, PAUSE_S)
 
 
 def slow_headers(port: int) -> None:
@@ -178,22 +176,12 @@ def slow_bodies(port: int) -> None:
 
 def slow_streams(port: int) -> None:
     """Bodies that come a byte at a time, over HTTP/2: a frame for each byte."""
-    (begun, byte) = streams_of_bytes(port)
-    while again():
-        with RawHttp2(port) as attacker:
-            attacker.send(begun)
-            while attacker.send(byte) and not attacker.is_cut():
-                time.sleep(SLOW_PAUSE_S)
+    send_bytes(port, SLOW_PAUSE_S)
 
 
 def small_frames(port: int) -> None:
     """The same, faster than a client that is only slow."""
-    (begun, byte) = streams_of_bytes(port)
-    while again():
-        with RawHttp2(port) as attacker:
-            attacker.send(begun)
-            while attacker.send(byte) and not attacker.is_cut():
-                time.sleep(SHORT_PAUSE_S)
+    send_bytes(port, SHORT_PAUSE_S)
 
 
 def again() -> bool:
@@ -254,12 +242,21 @@ def ask_for_much(attacker: RawHttp2) -> None:
         attacker.send(headers)
 
 
-def streams_of_bytes(port: int) -> tuple[bytes, bytes]:
-    """The beginnings of a hundred bodies, and a further byte of each."""
+def send_bytes(port: int, pause_s: float) -> None:
+    """A hundred bodies on a connection, a further byte of each at a time."""
     with RawHttp2(port) as connection:
         begun = b"".join(connection.headers(more=BODY)[1] for _ in range(STREAMS))
         byte = b"".join(connection.data(1 + 2 * number, b"\x81") for number in range(STREAMS))
-    return begun, byte
+    while again():
+        with RawHttp2(port) as attacker:
+            attacker.send(begun)
+            send_until_cut(attacker, byte, pause_s)
+
+
+def send_until_cut(attacker: RawHttp2, part: bytes, pause_s: float) -> None:
+    """The same again and again, until the service ends the connection."""
+    while attacker.send(part) and not attacker.is_cut():
+        time.sleep(pause_s)
 
 
 ATTACKS: Final[dict[str, Callable[[int], None]]] = {
