@@ -109,7 +109,9 @@ class Journal:
             dsn = await asyncio.to_thread(self._embedded.start)
         self._reader = Reader(dsn, settings.environment)
         held = await ask_postgres(self._reader)
-        syncer = open_syncer(settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc)
+        syncer = await asyncio.to_thread(
+            open_syncer, settings.wal_sync, self._files, self.metrics.io_uring_fallbacks.inc
+        )
         self._reserve.release()  # opening a store on a full volume takes room
         store = await asyncio.to_thread(open_store, settings)
         opened = await asyncio.to_thread(

@@ -6,23 +6,21 @@ and a second call would report success for data that is lost. Only "not supporte
 
 import errno
 import logging
-import os
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
-from app.errors import InvariantError, SettingsError
+from app.errors import SettingsError
 from app.settings import WalSync
 from app.wal.files import FileSystem
 
-try:
-    import liburing
-except ImportError:  # it has no wheel for every architecture
-    liburing = None
-
 _log = logging.getLogger(__name__)
 
-_RING_ENTRIES: Final = 8
 _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
+_REHEARSAL: Final = (sys.executable, "-P", "-m", "app.wal.ring")
+_REHEARSAL_TIMEOUT_S: Final = 30
 
 
 class Syncer(Protocol):
@@ -55,64 +53,6 @@ class FdatasyncSyncer:
         """Nothing is held."""
 
 
-class IoUringSyncer:
-    """`IORING_OP_FSYNC` with the datasync flag, awaited on an eventfd.
-
-    The binding holds the GIL while it waits for a completion, so it is only asked to submit; the
-    wait is a read of the eventfd, which leaves the GIL.
-    """
-
-    name = WalSync.IO_URING.value
-
-    def __init__(self) -> None:
-        if liburing is None:
-            raise OSError(errno.ENOSYS, "the liburing package is not installed")
-        self._uring: Any = liburing
-        self._ring = liburing.Ring()
-        self._cqe = liburing.Cqe()
-        self._submitted = 0
-        _check(liburing.io_uring_queue_init(_RING_ENTRIES, self._ring, 0))
-        self._event = os.eventfd(0, os.EFD_CLOEXEC)
-        try:
-            _check(liburing.io_uring_register_eventfd(self._ring, self._event))
-        except OSError:
-            self.close()
-            raise
-
-    def sync(self, fd: int) -> None:
-        """Submit one fsync and wait for its completion."""
-        uring = self._uring
-        self._submitted += 1
-        request = uring.io_uring_get_sqe(self._ring)
-        uring.io_uring_prep_fsync(request, fd, uring.IORING_FSYNC_DATASYNC)
-        request.user_data = self._submitted
-        _check(uring.io_uring_submit(self._ring))
-        self._await_completion()
-        _check(uring.io_uring_peek_cqe(self._ring, self._cqe))
-        completion = self._cqe[0]
-        try:
-            if completion.user_data != self._submitted:
-                raise InvariantError(
-                    f"io_uring completed request {completion.user_data}, not {self._submitted}"
-                )
-            _check(completion.res)
-        finally:
-            uring.io_uring_cqe_seen(self._ring, completion)
-
-    def _await_completion(self) -> None:
-        while True:
-            try:
-                os.eventfd_read(self._event)
-            except InterruptedError:  # by a signal, which Python does not try again for here
-                continue
-            return
-
-    def close(self) -> None:
-        """Tear the ring down."""
-        self._uring.io_uring_queue_exit(self._ring)
-        os.close(self._event)
-
-
 class FallbackSyncer:
     """io_uring until it says "not supported", `fdatasync` from then on."""
 
@@ -143,6 +83,25 @@ class FallbackSyncer:
         self._current.close()
 
 
+def open_ring(rehearsal: Sequence[str] = _REHEARSAL) -> Syncer:
+    """Syncing by io_uring, after a process of its own has tried it.
+
+    The binding may be built for newer processors than this one, and a filter of system calls may
+    kill whoever sets up a ring; either would end the service. Raises `OSError` where it can't be.
+    """
+    tried = subprocess.run(
+        rehearsal, capture_output=True, text=True, timeout=_REHEARSAL_TIMEOUT_S, check=False
+    )
+    if tried.returncode < 0:
+        ended_by = signal.Signals(-tried.returncode).name
+        raise OSError(errno.ENOSYS, f"a process that tried it was ended by {ended_by}")
+    if tried.returncode > 0:
+        raise OSError(errno.ENOSYS, tried.stderr.strip().rpartition("\n")[2])
+    from app.wal.ring import IoUringSyncer  # noqa: PLC0415 - loads what had to be tried first
+
+    return IoUringSyncer()
+
+
 def open_syncer(choice: WalSync, files: FileSystem, on_fallback: Callable[[], None]) -> Syncer:
     """The syncer for a setting. `auto` prefers io_uring and falls back where it can't be set up.
 
@@ -152,7 +111,7 @@ def open_syncer(choice: WalSync, files: FileSystem, on_fallback: Callable[[], No
     if choice is WalSync.FDATASYNC:
         return plain
     try:
-        ring = IoUringSyncer()
+        ring = open_ring()
     except OSError as error:
         if choice is WalSync.IO_URING:
             raise SettingsError(
@@ -163,9 +122,3 @@ def open_syncer(choice: WalSync, files: FileSystem, on_fallback: Callable[[], No
         on_fallback()
         return plain
     return ring if choice is WalSync.IO_URING else FallbackSyncer(ring, plain, on_fallback)
-
-
-def _check(result: int | None) -> None:
-    """Raise `OSError` for a negative result, as the kernel encodes errors."""
-    if result is not None and result < 0:
-        raise OSError(-result, os.strerror(-result))

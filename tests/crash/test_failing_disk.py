@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import pytest
 
-from app.wal.sync import IoUringSyncer
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
 from tests.support.small_volume import FileSystemKind, small_volume
+from tests.support.tools import need_io_uring
 
 NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
 MIB: Final = 1 << 20
@@ -47,10 +47,7 @@ def test_a_record_that_the_disk_does_not_take_is_not_acknowledged_and_ends_the_s
     tmp_path: Path, wal_sync: str
 ) -> None:
     if wal_sync == "io_uring":
-        try:
-            IoUringSyncer().close()
-        except OSError as error:
-            pytest.skip(f"io_uring can't be set up here: {error}")
+        need_io_uring()
     settings = {**SETTINGS, "WAL_SYNC": wal_sync}
     data = tmp_path / "data"
     data.mkdir(mode=0o700)

@@ -18,7 +18,6 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from app.wal.sync import IoUringSyncer
 from tests.support.data_calls import (
     DataCall,
     data_calls,
@@ -32,6 +31,7 @@ from tests.support.data_calls import (
 from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
+from tests.support.tools import need_io_uring
 
 ALL: Final = "CRASH_SYSCALLS" in os.environ
 # The processors of a CI machine: a start is bound by them.
@@ -168,10 +168,7 @@ def test_a_kill_at_any_call_from_the_first_start_to_the_stop_keeps_the_promise(
 
 
 def test_a_kill_at_any_call_of_io_uring_keeps_the_promise(tmp_path: Path, rng: Random) -> None:
-    try:
-        IoUringSyncer().close()
-    except OSError as error:
-        pytest.skip(f"io_uring can't be set up here: {error}")
+    need_io_uring()
     settings = {**SETTINGS, "WAL_SYNC": "io_uring"}
 
     def run(service: Service) -> Conversation:

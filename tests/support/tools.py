@@ -6,6 +6,8 @@ from typing import Final
 
 import pytest
 
+from app.wal.sync import open_ring
+
 REQUIRED: Final = "REQUIRED_TOOLS"
 """Names, separated by blanks, of the programs that have to be there: `.ci/run` installs them."""
 
@@ -19,3 +21,18 @@ def tool(name: str, purpose: str) -> str:
     if name in os.environ.get(REQUIRED, "").split():
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+def io_uring_missing() -> str:
+    """Why syncs by io_uring can't be had here; empty where they can."""
+    try:
+        open_ring().close()
+    except OSError as error:
+        return f"io_uring can't be set up here: {error}"
+    return ""
+
+
+def need_io_uring() -> None:
+    """Skip where syncs by io_uring can't be had."""
+    if missing := io_uring_missing():
+        pytest.skip(missing)

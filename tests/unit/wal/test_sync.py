@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,21 +10,12 @@ import pytest
 
 from app.errors import SettingsError
 from app.settings import WalSync
-from app.wal import sync
 from app.wal.files import FileSystem
-from app.wal.sync import FallbackSyncer, FdatasyncSyncer, IoUringSyncer, open_syncer
+from app.wal.sync import FallbackSyncer, FdatasyncSyncer, Syncer, open_ring, open_syncer
 from tests.support.faulty_files import WatchedFiles, os_error
+from tests.support.tools import io_uring_missing
 
-
-def io_uring_works() -> bool:
-    try:
-        IoUringSyncer().close()
-    except OSError:
-        return False
-    return True
-
-
-needs_io_uring = pytest.mark.skipif(not io_uring_works(), reason="io_uring can't be set up here")
+needs_io_uring = pytest.mark.skipif(bool(io_uring_missing()), reason=io_uring_missing())
 
 
 @pytest.fixture
@@ -43,8 +35,8 @@ def closed_fd(tmp_path: Path) -> int:
 
 
 @pytest.fixture
-def ring() -> Iterator[IoUringSyncer]:
-    syncer = IoUringSyncer()
+def ring() -> Iterator[Syncer]:
+    syncer = open_ring()
     yield syncer
     syncer.close()
 
@@ -97,7 +89,7 @@ def test_fdatasync_passes_an_error_on(closed_fd: int) -> None:
 
 
 @needs_io_uring
-def test_io_uring_syncs_again_and_again(ring: IoUringSyncer, written: int) -> None:
+def test_io_uring_syncs_again_and_again(ring: Syncer, written: int) -> None:
     for number in range(40):  # more than the ring has entries
         os.write(written, b"%d" % number)
         ring.sync(written)
@@ -105,7 +97,7 @@ def test_io_uring_syncs_again_and_again(ring: IoUringSyncer, written: int) -> No
 
 @needs_io_uring
 def test_io_uring_passes_an_error_on_and_the_next_sync_is_right_again(
-    ring: IoUringSyncer, written: int, closed_fd: int
+    ring: Syncer, written: int, closed_fd: int
 ) -> None:
     for _ in range(20):
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -115,7 +107,7 @@ def test_io_uring_passes_an_error_on_and_the_next_sync_is_right_again(
 
 @needs_io_uring
 def test_io_uring_waits_on_when_a_signal_interrupts_it(
-    ring: IoUringSyncer, written: int, monkeypatch: pytest.MonkeyPatch
+    ring: Syncer, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interruptions = [InterruptedError(errno.EINTR, "interrupted")] * 2
     read = os.eventfd_read
@@ -131,8 +123,9 @@ def test_io_uring_waits_on_when_a_signal_interrupts_it(
     ring.sync(written)
 
 
+@needs_io_uring
 def test_io_uring_asks_for_the_sync_of_data(
-    ring: IoUringSyncer, written: int, monkeypatch: pytest.MonkeyPatch
+    ring: Syncer, written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     liburing = pytest.importorskip("liburing")
     prepared = []
@@ -151,7 +144,7 @@ def test_io_uring_asks_for_the_sync_of_data(
 def test_io_uring_gives_its_descriptors_back(written: int) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
-        syncer = IoUringSyncer()
+        syncer = open_ring()
         syncer.sync(written)
         syncer.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -200,23 +193,39 @@ class Counter:
 # -- the setting ----------------------------------------------------------------------------------
 
 
-def no_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "liburing", None)
+def no_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "liburing.py").write_text("raise ImportError('not for this architecture')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-def no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_ring(monkeypatch: pytest.MonkeyPatch, _tmp_path: Path) -> None:
     liburing = pytest.importorskip("liburing")
     monkeypatch.setattr(liburing, "io_uring_queue_init", lambda *arguments: -errno.EPERM)
 
 
-Unavailability = Callable[[pytest.MonkeyPatch], None]
+@pytest.mark.parametrize(
+    ("rehearsal", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "was ended by SIGILL"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSYS)", "was ended by SIGSYS"),
+        ("raise OSError('no rings here')", "OSError: no rings here"),
+    ],
+)
+def test_what_ends_a_process_that_tries_io_uring_does_not_end_the_service(
+    rehearsal: str, reason: str
+) -> None:
+    with pytest.raises(OSError, match=f"{reason}$"):
+        open_ring([sys.executable, "-c", rehearsal])
+
+
+Unavailability = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 @pytest.mark.parametrize("make_unavailable", [no_module, no_ring])
 def test_io_uring_that_was_asked_for_and_is_unavailable_stops_the_start(
-    make_unavailable: Unavailability, monkeypatch: pytest.MonkeyPatch
+    make_unavailable: Unavailability, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    make_unavailable(monkeypatch)
+    make_unavailable(monkeypatch, tmp_path)
     with pytest.raises(SettingsError) as caught:
         open_syncer(WalSync.IO_URING, FileSystem(), Counter().count)
     message = str(caught.value)
@@ -227,9 +236,9 @@ def test_io_uring_that_was_asked_for_and_is_unavailable_stops_the_start(
 
 @pytest.mark.parametrize("make_unavailable", [no_module, no_ring])
 def test_auto_takes_fdatasync_where_io_uring_is_unavailable_and_counts_it(
-    make_unavailable: Unavailability, monkeypatch: pytest.MonkeyPatch
+    make_unavailable: Unavailability, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    make_unavailable(monkeypatch)
+    make_unavailable(monkeypatch, tmp_path)
     fallbacks = Counter()
     syncer = open_syncer(WalSync.AUTO, FileSystem(), fallbacks.count)
     assert isinstance(syncer, FdatasyncSyncer)
@@ -248,7 +257,7 @@ def test_auto_prefers_io_uring_and_io_uring_means_nothing_else(written: int) -> 
     auto = open_syncer(WalSync.AUTO, FileSystem(), Counter().count)
     only = open_syncer(WalSync.IO_URING, FileSystem(), Counter().count)
     assert isinstance(auto, FallbackSyncer)
-    assert isinstance(only, IoUringSyncer)
+    assert type(only) is type(open_ring())
     for syncer in (auto, only):
         assert syncer.name == "io_uring"
         syncer.sync(written)
