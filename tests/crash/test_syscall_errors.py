@@ -104,7 +104,12 @@ LOG_CASES: Final = [
     *faults("openat", "wal/{next}.wal", "1", EMFILE=Outcome.STOPS),
     *faults("fsync", "wal", "2", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("ftruncate", FIRST, "1", EIO=Outcome.STOPS),
-    *faults("fallocate", FIRST, "1", EOPNOTSUPP=Outcome.LOGGED, ENOSPC=Outcome.LOGGED),
+    *faults(
+        *("fallocate", FIRST, "1"),
+        EOPNOTSUPP=Outcome.LOGGED,
+        ENOSPC=Outcome.LOGGED,
+        EIO=Outcome.LOGGED,
+    ),
     *faults(
         *("write", "commitments/000004.log", "3"),
         EIO=Outcome.STOPS,
@@ -131,12 +136,22 @@ START_CASES: Final = [
 # Each request is followed by a flush here, and the log is given back.
 GIVING_BACK_CASES: Final = [
     *faults("openat", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
-    *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED),
-    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED),
-    *faults("rename", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
-    *faults("fsync", ".", "3", EIO=Outcome.STOPS),
+    *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
+    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED, ENOSPC=Outcome.UNNOTICED),
+    *faults(
+        *("rename", "checkpoint.json.tmp", "1"),
+        EIO=Outcome.LOGGED,
+        EINTR=Outcome.LOGGED,
+        ENOSPC=Outcome.UNNOTICED,
+    ),
+    *faults("fsync", ".", "3", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("unlink", FIRST, "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
-    *faults("fallocate", FIRST, "2", EOPNOTSUPP=Outcome.LOGGED),
+    *faults(
+        *("fallocate", FIRST, "2"),
+        EOPNOTSUPP=Outcome.LOGGED,
+        EIO=Outcome.LOGGED,
+        ENOSPC=Outcome.LOGGED,
+    ),
 ]
 # A log of three segments is there at the start, which syncs its directory once. All of it is given
 # back by one thread.
