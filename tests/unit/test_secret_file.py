@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import SettingsError
 from app.keys import load_cold_key
-from app.secret_file import Secret
+from app.secret_file import Secret, check_private_key
 from tests.support.cold_keys import (
     KEY,
     KEY_NAME,
@@ -79,6 +79,48 @@ def test_a_file_that_is_too_large_is_refused(write: KeyFiles) -> None:
     keystore = write(keystore_text().encode())
     assert "can't be opened" in refusal(keystore, write(b"x" * 1024, "password"))
     assert "more than 1024 bytes" in refusal(keystore, write(b"x" * 1025, "password"))
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "mode", "fault"),
+    [
+        ("ours", 0o600, None),
+        ("ours", 0o400, None),
+        ("ours", 0o640, "has the mode 0640"),
+        ("ours", 0o604, "has the mode 0604"),
+        ("root's", 0o640, None),
+        ("root's", 0o660, "has the mode 0660"),
+        ("root's", 0o644, "has the mode 0644"),
+        ("another's", 0o600, "belongs to the user"),
+    ],
+)
+def test_a_private_key_is_refused_where_others_could_read_or_change_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_link: bool,
+    owner: str,
+    mode: int,
+    fault: str | None,
+) -> None:
+    """One that the TLS library opens: a link is followed, and root's may be for our group."""
+    key = tmp_path / "tls.key"
+    key.touch()
+    key.chmod(mode)
+    if os.geteuid() == 0:
+        if owner != "root's":
+            os.chown(key, 65534, 65534)
+        monkeypatch.setattr(os, "geteuid", lambda: 65533 if owner == "another's" else 65534)
+    elif owner != "ours":
+        pytest.skip("only root can give a file to somebody else")
+    path = tmp_path / "link" if by_link else key
+    if by_link:
+        path.symlink_to(key)
+    if fault is None:
+        check_private_key("JOURNAL_TLS_KEY", path)
+    else:
+        with pytest.raises(SettingsError, match=f"^JOURNAL_TLS_KEY='{path}': {fault}"):
+            check_private_key("JOURNAL_TLS_KEY", path)
 
 
 @pytest.mark.parametrize("text", [KEY.hex(), f"0x{KEY.hex().upper()}"])
