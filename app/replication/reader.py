@@ -145,6 +145,11 @@ class Reader:
                 options = connect_options(self._dsn, "journal-reader", self._limits)
                 # No connection is made here: min_size is 0.
                 self._pool = await asyncpg.create_pool(
-                    **options, min_size=0, max_size=_MAX_CONNECTIONS
+                    **options, min_size=0, max_size=_MAX_CONNECTIONS, init=_keep_alive
                 )
             return self._pool
+
+
+async def _keep_alive(connection: Any) -> None:
+    """Have a connection that waits in the pool found dead before somebody asks over it."""
+    connection.keep_alive()
