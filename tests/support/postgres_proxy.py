@@ -1,16 +1,31 @@
 """A stretch of network between a client and Postgres that can fail."""
 
 import asyncio
+import ctypes
+import fcntl
+import socket
+import struct
+from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
+from tests.support.waiting import wait_for
+
 T = TypeVar("T")
+
+# linux/sockios.h: bytes that were sent and are not acknowledged, or wait to be sent.
+_SIOCOUTQ: Final = 0x5411
+# asm-generic/socket.h, linux/filter.h: a program of one instruction, which keeps no byte.
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
+_KEEP_NOTHING: Final = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))
+_FILTER: Final = struct.pack("@HP", 1, ctypes.addressof(_KEEP_NOTHING))
 
 
 class _At(Enum):
@@ -59,6 +74,31 @@ class PostgresProxy:
     def fall_silent(self) -> None:
         """Swallow everything from now on, and close nothing."""
         self._silent = True
+
+    def lose_packets(self) -> None:
+        """Let the kernel drop every packet of a client from now on, SYNs and keepalives too.
+
+        A black hole: nothing is acknowledged, refused, closed or reset. Only with `tcp`. What is
+        not `is_quiet` is sent again and again, and shows the client that there is somebody.
+        """
+        for end in (*self._server.sockets, *self._ends()):
+            end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
+
+    def is_quiet(self) -> bool:
+        """Whether clients have acknowledged all that was sent to them."""
+        unacknowledged = array("i", [0])
+        for end in self._ends():
+            fcntl.ioctl(end.fileno(), _SIOCOUTQ, unacknowledged)
+            if unacknowledged[0]:
+                return False
+        return True
+
+    def find_packets(self) -> None:
+        """Let packets through again; connections from before are reset, as by the server."""
+        for end in (*self._server.sockets, *self._ends()):
+            end.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        for writer in self._writers:
+            writer.transport.abort()
 
     def hold(self) -> None:
         """Keep everything back from now on, and lose nothing: a network that hangs."""
@@ -110,6 +150,17 @@ class PostgresProxy:
         credentials, at, _ = self._parts.netloc.rpartition("@")
         netloc = f"{credentials}{at}{address}"
         return urlunsplit(self._parts._replace(netloc=netloc, query=query))
+
+    def _ends(self) -> Iterator[Any]:
+        """The ends of clients' connections, to this side."""
+        assert self._tcp
+        for writer in self._writers:
+            end = writer.get_extra_info("socket")
+            if (
+                not writer.is_closing()
+                and end.getsockname() == self._server.sockets[0].getsockname()
+            ):
+                yield end
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.create_task(self._forward(reader, writer), name="postgres-connection")
@@ -179,6 +230,15 @@ class ThreadedProxy:
         """Let it go on."""
         self._call(self._proxy.release)
 
+    def lose_packets(self) -> None:
+        """Let the kernel drop every packet of a client, once nothing is under way to one."""
+        wait_for(self._proxy.is_quiet, "clients have acknowledged all that was sent")
+        self._call(self._proxy.lose_packets)
+
+    def find_packets(self) -> None:
+        """Let packets through again, over new connections."""
+        self._call(self._proxy.find_packets)
+
     def drop_after(self, message: bytes) -> None:
         """Forward the client's next `message`, and cut all connections behind it."""
         self._call(lambda: self._proxy.drop_after(message))
@@ -203,8 +263,8 @@ class ThreadedProxy:
 
 
 @contextmanager
-def proxied(url: str, directory: Path) -> Iterator[ThreadedProxy]:
-    """A proxy to the server of `url`, with its socket in `directory`."""
+def proxied(url: str, directory: Path, *, tcp: bool = False) -> Iterator[ThreadedProxy]:
+    """A proxy to the server of `url`, with its socket in `directory` or, with `tcp`, on a port."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="postgres-proxy", daemon=True)
     thread.start()
@@ -213,7 +273,7 @@ def proxied(url: str, directory: Path) -> Iterator[ThreadedProxy]:
         return asyncio.run_coroutine_threadsafe(work, loop).result(10)
 
     async def opened() -> PostgresProxy:
-        return await PostgresProxy(url, directory).__aenter__()
+        return await PostgresProxy(url, directory, tcp=tcp).__aenter__()
 
     proxy = run(opened())
     try:
