@@ -18,8 +18,8 @@ import resource
 import socket
 import stat
 import struct
-from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -170,11 +170,9 @@ class Connections:
             return
         use.is_cut = True
         self._cut_at_once += 1
-        for each, connection in list(_accepted()):
+        for each, descriptor in _accepted():
             if each == peer:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+                _shut_down(descriptor, peer)
 
     async def watch(self) -> None:
         """Check every now and then, for ever."""
@@ -185,32 +183,27 @@ class Connections:
     def check(self, now: float) -> None:
         """Look at every connection, and cut off what is in the way. `now` is monotonic."""
         self._answered_bytes = 0
-        sockets = dict(_accepted())
-        try:
-            uses = self._uses = {
-                peer: self._uses.get(peer) or _Use(now) for peer in (*sockets, *self._busy())
-            }
-            for peer, connection in sockets.items():
-                uses[peer].broken_off = 0
-                uses[peer].taken(_taken_bytes(connection, uses[peer]), now)
-            doomed = self._unused(now, sockets)
-            doomed |= self._crowding(now, sockets, len(sockets) - len(doomed))
-            doomed |= self._not_taking(sockets)
-            for peer in doomed:
-                with suppress(OSError):
-                    sockets[peer].shutdown(socket.SHUT_RDWR)
-            count = len(doomed) + self._cut_at_once
-            self._cut_at_once = 0
-            if count:
-                _log.info("cut off %d connections; %d are left", count, len(sockets) - len(doomed))
-        finally:
-            for connection in sockets.values():
-                connection.close()
+        accepted = dict(_accepted())
+        uses = self._uses = {
+            peer: self._uses.get(peer) or _Use(now) for peer in (*accepted, *self._busy())
+        }
+        for peer, descriptor in accepted.items():
+            uses[peer].broken_off = 0
+            uses[peer].taken(_taken_bytes(descriptor, uses[peer]), now)
+        doomed = self._unused(now, accepted)
+        doomed |= self._crowding(now, accepted, len(accepted) - len(doomed))
+        doomed |= self._not_taking(accepted)
+        for peer in doomed:
+            _shut_down(accepted[peer], peer)
+        count = len(doomed) + self._cut_at_once
+        self._cut_at_once = 0
+        if count:
+            _log.info("cut off %d connections; %d are left", count, len(accepted) - len(doomed))
 
     def _busy(self) -> Iterator[Peer]:
         return (peer for peer, use in self._uses.items() if use.in_progress)
 
-    def _unused(self, now: float, peers: dict[Peer, socket.socket]) -> set[Peer]:
+    def _unused(self, now: float, peers: Iterable[Peer]) -> set[Peer]:
         uses = self._uses
         return {
             peer
@@ -219,7 +212,7 @@ class Connections:
             > (self._idle_s if uses[peer].requests else self._first_request_s)
         }
 
-    def _crowding(self, now: float, peers: dict[Peer, socket.socket], count: int) -> set[Peer]:
+    def _crowding(self, now: float, peers: Iterable[Peer], count: int) -> set[Peer]:
         excess = count - int(self._limit * _CROWDED_PART)
         if excess <= 0:
             return set()
@@ -229,7 +222,7 @@ class Connections:
         idle.sort(key=lambda peer: (uses[peer].requests > 0, uses[peer].since))
         return set(idle[:excess])
 
-    def _not_taking(self, peers: dict[Peer, socket.socket]) -> set[Peer]:
+    def _not_taking(self, peers: Iterable[Peer]) -> set[Peer]:
         total_bytes = sum(self._uses[peer].untaken_bytes for peer in peers)
         doomed: set[Peer] = set()
         for peer in sorted(peers, key=lambda peer: -self._uses[peer].untaken_bytes):
@@ -240,55 +233,70 @@ class Connections:
         return doomed
 
 
-def _accepted() -> Iterator[tuple[Peer, socket.socket]]:
-    """The TCP connections that this process has accepted; each is a descriptor of its own."""
+def _accepted() -> Iterator[tuple[Peer, int]]:
+    """The TCP connections that this process has accepted, with their descriptors.
+
+    This takes no descriptor where none is left: just then some have to be cut off.
+    """
     listening: set[int] = set()
-    found: list[tuple[Peer, int, socket.socket]] = []
-    for path in Path("/proc/self/fd").iterdir():
-        connection = _tcp_socket(int(path.name))
-        if connection is None:
-            continue
+    found: list[tuple[Peer, int, int]] = []
+    for descriptor in _descriptors():
         try:
-            port: int = connection.getsockname()[1]
-            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                listening.add(port)
-                connection.close()
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 continue
-            host, peer_port = connection.getpeername()[:2]
+            with _borrowed(descriptor) as connection:
+                if not _is_tcp(connection):
+                    continue
+                port: int = connection.getsockname()[1]
+                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    listening.add(port)
+                else:
+                    host, peer_port = connection.getpeername()[:2]
+                    found.append(((host, peer_port), port, descriptor))
         except OSError:
-            connection.close()
             continue
-        found.append(((host, peer_port), port, connection))
-    for peer, port, connection in found:
-        if port in listening:
-            yield peer, connection
-        else:
-            connection.close()
+    return ((peer, descriptor) for peer, port, descriptor in found if port in listening)
 
 
-def _tcp_socket(fd: int) -> socket.socket | None:
-    copy = -1
+def _descriptors() -> Iterable[int]:
+    """Those of this process; where none is left to list them with, all that there may be."""
     try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            return None
-        copy = os.dup(fd)
-        connection = socket.socket(fileno=copy)
+        return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
     except OSError:
-        if copy >= 0:
-            os.close(copy)
-        return None
-    if connection.family in {socket.AF_INET, socket.AF_INET6} and (
-        connection.type == socket.SOCK_STREAM
-    ):
-        return connection
-    connection.close()
-    return None
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def _taken_bytes(connection: socket.socket, use: _Use) -> int:
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor that the server owns, and closes when it likes."""
+    connection = socket.socket(fileno=descriptor)
+    try:
+        yield connection
+    finally:
+        connection.detach()
+
+
+def _is_tcp(connection: socket.socket) -> bool:
+    families = {socket.AF_INET, socket.AF_INET6}
+    return connection.family in families and connection.type == socket.SOCK_STREAM
+
+
+def _shut_down(descriptor: int, peer: Peer) -> None:
+    """Cut a connection off, where it is still the one of this descriptor."""
+    with suppress(OSError), _borrowed(descriptor) as borrowed, ExitStack() as stack:
+        connection = borrowed
+        # The server may close it meanwhile, and get the descriptor for another.
+        with suppress(OSError):
+            connection = stack.enter_context(borrowed.dup())
+        if connection.getpeername()[:2] == peer:
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def _taken_bytes(descriptor: int, use: _Use) -> int:
     """How much of what was sent the client's machine has; all, where the system does not tell."""
     try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        with _borrowed(descriptor) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
         return use.answered_bytes
     if len(info) < _ACKED_AT + _ACKED.size:

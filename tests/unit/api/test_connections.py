@@ -1,5 +1,7 @@
 """Which connections are cut off, and when: over real sockets, with the time given."""
 
+import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -61,6 +63,24 @@ def test_one_that_never_asks_for_anything_is_cut_off(server: Server) -> None:
         connections.check(now + later_s)
         assert not server.is_cut(peer)
     connections.check(now + FIRST_REQUEST_S + 1)
+    assert server.is_cut(peer)
+
+
+def test_one_is_cut_off_where_no_descriptor_is_left_to_look_with(server: Server) -> None:
+    connections, peer, now = watched(), server.connect(), monotonic()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    connections.check(now)
+    with ExitStack() as filled:
+        while (copy := os.dup(0)) < server.accepted[peer].fileno():
+            filled.callback(os.close, copy)
+        os.close(copy)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (copy, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(0)
+            connections.check(now + FIRST_REQUEST_S + 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert server.is_cut(peer)
 
 
