@@ -45,12 +45,12 @@ class HonestClient:
         wait_for(
             lambda: self.acknowledged >= until or self._failure, "honest entries are acknowledged"
         )
-        with self._service.client(http2=True) as client:
+        with self._service.client(http2=True, verify=self._service.tls) as client:
             self._send(client)
 
     def _run(self) -> None:
         try:
-            with self._service.client(http2=True) as client:
+            with self._service.client(http2=True, verify=self._service.tls) as client:
                 while not self._stop.is_set():
                     self._send(client)
                     self.acknowledged += 1
