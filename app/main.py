@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from threading import Timer
 from typing import Any, Final
 
@@ -94,7 +95,7 @@ class JournalApp(FastAPI):
         """Any call but `POST /entries`: so many at once, and without a body to speak of."""
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
-        incoming = IncomingBody(receive)
+        incoming = IncomingBody(receive, partial(self.connections.pace, peer))
         try:
             # Left unread, it would wait in the server as long as the call takes.
             body = await self.bodies.read(incoming)

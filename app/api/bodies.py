@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from app.api.connections import SMALL_PART_BYTES
 from app.api.problems import HttpProblem
 from app.errors import Unavailable
 
@@ -22,12 +23,16 @@ _DISCARD_TIMEOUT_S: Final = 5.0
 
 
 class IncomingBody:
-    """A request's body as it arrives; no more of it comes once it is `complete` or `broken`."""
+    """A request's body as it arrives; no more of it comes once it is `complete` or `broken`.
 
-    __slots__ = ("_receive", "broken", "complete")
+    `pace` is asked about each small part but the last, and says whether to go on.
+    """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_pace", "_receive", "broken", "complete")
+
+    def __init__(self, receive: Receive, pace: Callable[[], Awaitable[bool]]) -> None:
         self._receive = receive
+        self._pace = pace
         self.complete = self.broken = False
 
     async def part(self) -> bytes:
@@ -36,12 +41,15 @@ class IncomingBody:
         The server does not tell which; the second kind of client awaits an answer.
         """
         message = await self._receive()
-        if message["type"] != "http.request":
+        part: bytes = message.get("body", b"")
+        is_there = message["type"] == "http.request"
+        self.complete = is_there and not message.get("more_body", False)
+        if is_there and not self.complete and 0 < len(part) < SMALL_PART_BYTES:
+            is_there = await self._pace()
+        if not is_there:
             self.broken = True
             detail = "the body broke off or is not framed as HTTP asks for"
             raise HttpProblem(400, "incomplete_body", detail)
-        self.complete = not message.get("more_body", False)
-        part: bytes = message.get("body", b"")
         return part
 
 

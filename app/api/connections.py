@@ -8,7 +8,8 @@ accepts (`max_connections`) would then keep everybody else out, and as many answ
 So every connection of this process is looked at now and then, by its socket: one without a request
 for too long is cut off, sooner when places are few; when too much waits for clients to take it,
 those that took the least of it are; and at once one that begins requests only to break them off,
-or so many that it must have given up earlier ones.
+or so many that it must have given up earlier ones. Bodies that come a few bytes at a time are read
+slowly.
 """
 
 import asyncio
@@ -41,6 +42,11 @@ MAX_UNTAKEN_BYTES: Final = 64 << 20
 STREAMS_AT_ONCE: Final = 100
 # Between two checks, on one connection: an honest client that gives up as much loses little by it.
 MAX_BROKEN_OFF: Final = 16
+# A part of a body costs the same whatever it holds. Of those that hold less than this, so many are
+# read on one connection in a window of time.
+SMALL_PART_BYTES: Final = 64
+MAX_SMALL_PARTS: Final = 64
+_SMALL_PARTS_WINDOW_S: Final = 0.25
 # Descriptors that the rest of the process needs: segments, the commitment store, Postgres.
 _OTHER_DESCRIPTORS: Final = 512
 _MIN_CONNECTIONS: Final = 64
@@ -65,13 +71,16 @@ def max_connections(channel_capacity: int) -> int:
 class _Use:
     """What is known of a connection: requests in progress, and since when there are none.
 
-    `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the client.
+    `small_parts` were read in the window that is open, whose end the event tells. `answered_bytes`
+    were handed to the server to be sent, `taken_bytes` are at the client.
     """
 
     since: float
     in_progress: int = 0
     requests: int = 0
     broken_off: int = 0
+    small_parts: int = 0
+    small_parts_window: asyncio.Event | None = None
     is_cut: bool = False
     answered_bytes: int = 0
     taken_bytes: int = 0
@@ -163,6 +172,31 @@ class Connections:
         use.broken_off += 1
         if use.broken_off > MAX_BROKEN_OFF and not use.is_cut:
             self._cut(peer, use)
+
+    async def pace(self, peer: Peer) -> bool:
+        """Read small parts of this client's bodies no faster than is borne: to be awaited for each.
+
+        What comes meanwhile waits in the server, which ends a connection of too many such parts but
+        hands out all that it has of them. So: whether the connection is still there.
+        """
+        use = self._uses.get(peer)
+        if use is None or not peer[1]:
+            return True
+        if use.small_parts_window is None:
+            use.small_parts_window, use.small_parts = asyncio.Event(), 0
+            loop = asyncio.get_running_loop()
+            loop.call_later(_SMALL_PARTS_WINDOW_S, self._end_window, peer, use)
+        use.small_parts += 1
+        if use.small_parts > MAX_SMALL_PARTS:
+            await use.small_parts_window.wait()
+        return not use.is_cut
+
+    def _end_window(self, peer: Peer, use: _Use) -> None:
+        window, use.small_parts_window = use.small_parts_window, None
+        if use.small_parts > MAX_SMALL_PARTS and peer not in dict(_accepted()):
+            use.is_cut = True
+        if window is not None:
+            window.set()
 
     def _cut(self, peer: Peer, use: _Use) -> None:
         """Cut this connection off at once, unless a server or a proxy shows several as one."""

@@ -58,7 +58,8 @@ class EntriesEndpoint:
         """Answer one request."""
         started = perf_counter()
         headers = _Headers(scope["headers"])
-        incoming = IncomingBody(receive)
+        peer = peer_of(scope)
+        incoming = IncomingBody(receive, partial(self._connections.pace, peer))
         msgpack = answers_msgpack(headers.accept) if headers.accept else False
         more: dict[str, str] = {}
         try:
@@ -66,7 +67,7 @@ class EntriesEndpoint:
             status, problem = 200, False
         except TRANSLATED as error:
             if incoming.broken:
-                self._connections.broke_off(peer_of(scope))
+                self._connections.broke_off(peer)
                 if scope["http_version"] == "2":
                     # Its stream is gone, whichever side ended it: there is nobody to answer.
                     self._broken.inc()
@@ -81,7 +82,7 @@ class EntriesEndpoint:
             self._rejected.labels(found.reason).inc()
         body, content_type = encode(answer, msgpack=msgpack, problem=problem)
         await _send(send, status, body, content_type, more)
-        self._connections.answered(peer_of(scope), len(body))
+        self._connections.answered(peer, len(body))
         self._metrics.observe(
             f"{status // 100}xx", perf_counter() - started, headers.content_length, len(body)
         )

@@ -3,14 +3,17 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import repeat
 from typing import Final
 
 import h2.config
 import h2.connection
 import h2.settings
+import httpx
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
+    DataFrame,
     HeadersFrame,
     PingFrame,
     PriorityFrame,
@@ -18,8 +21,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from app.api.connections import MAX_SMALL_PARTS
 from tests.support.honest_client import HonestClient
-from tests.support.http_entries import MSGPACK
+from tests.support.http_entries import MSGPACK, metric, msgpack_entry, packed
 from tests.support.raw_http import RawHttp2
 from tests.support.service import Service
 from tests.support.waiting import wait_for
@@ -42,6 +46,12 @@ def memory(service: Service) -> WorkerMemory:
 @pytest.fixture
 def honest(service: Service) -> Iterator[HonestClient]:
     with HonestClient(service) as client:
+        yield client
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    with service.client() as client:
         yield client
 
 
@@ -148,6 +158,42 @@ def test_streams_that_are_opened_and_left_take_no_room_from_others(
             attacker.send(headers + attacker.data(stream, b"\x81"))
     honest.goes_on()
     assert memory.extra_bytes < BOUND_BYTES
+
+
+def test_a_flood_of_bodies_in_single_bytes_ends_the_connection_and_what_was_read_of_it(
+    attackers: Callable[..., RawHttp2], honest: HonestClient, client: httpx.Client
+) -> None:
+    """What the server has taken in of them is far more than is read of it."""
+    before = metric(client, "ht_journal_rejected_total", reason="incomplete_body")
+    attacker = attackers()
+    streams = []
+    for _ in range(STREAMS):
+        stream, headers = attacker.headers(more=BODY)
+        attacker.send(headers)
+        streams.append(stream)
+    byte = b"".join(attacker.data(stream, b"\x81") for stream in streams)
+    assert flood(attacker, repeat(byte)) == ENHANCE_YOUR_CALM
+    attacker.socket.close()
+    wait_for(
+        lambda: (
+            metric(client, "ht_journal_rejected_total", reason="incomplete_body")
+            >= before + STREAMS
+        ),
+        "all its bodies have ended",
+    )
+    honest.goes_on()
+
+
+def test_a_body_in_single_bytes_is_read_to_its_end(attackers: Callable[..., RawHttp2]) -> None:
+    """Slowly, since it comes in more of them than are read in a window of time."""
+    body = packed(*(msgpack_entry() for _ in range(3)))
+    assert len(body) > 3 * MAX_SMALL_PARTS
+    sender = attackers()
+    stream, headers = sender.headers(more=BODY)
+    single = (sender.data(stream, body[at : at + 1]) for at in range(len(body)))
+    sender.send(headers + b"".join(single) + sender.data(stream, b"", end=True))
+    answers = (frame for frame in sender.frames() if frame.stream_id == stream)
+    assert any(isinstance(frame, DataFrame) and b'"count":3' in frame.data for frame in answers)
 
 
 def test_large_bodies_that_never_end_are_bounded_together(

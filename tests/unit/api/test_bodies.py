@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.api.bodies import Bodies, IncomingBody
+from app.api.connections import SMALL_PART_BYTES
 from app.api.problems import HttpProblem
 from app.errors import Unavailable
 
@@ -18,7 +19,13 @@ class Sender:
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.incoming = IncomingBody(self.messages.get)
+        self.incoming = IncomingBody(self.messages.get, self._pace)
+        self.paced = 0
+        self.is_there = True
+
+    async def _pace(self) -> bool:
+        self.paced += 1
+        return self.is_there
 
     def send(self, part: bytes, *, more: bool = True) -> None:
         self.messages.put_nowait({"type": "http.request", "body": part, "more_body": more})
@@ -65,6 +72,28 @@ async def test_a_body_is_read_in_parts() -> None:
     await room.send(room.senders[0], b"cd")
     await room.send(room.senders[0], b"", more=False)
     assert await reading == b"abcd"
+
+
+async def test_each_small_part_that_ends_nothing_is_paced() -> None:
+    sender = Sender()
+    parts = [b"s", b"l" * SMALL_PART_BYTES, b"", b"s" * (SMALL_PART_BYTES - 1)]
+    for part in parts:
+        sender.send(part)
+    sender.send(b"s", more=False)
+    assert [await sender.incoming.part() for _ in range(5)] == [*parts, b"s"]
+    assert sender.paced == 2
+
+
+async def test_a_body_whose_connection_is_gone_is_broken_whatever_is_left_of_it() -> None:
+    sender = Sender()
+    sender.is_there = False
+    for _ in range(2):
+        sender.send(b"s")
+    with pytest.raises(HttpProblem) as caught:
+        await sender.incoming.part()
+    assert caught.value.status == 400
+    assert sender.incoming.broken
+    assert not sender.incoming.complete
 
 
 async def test_beyond_the_total_the_largest_is_refused_and_the_others_go_on() -> None:

@@ -1,5 +1,6 @@
 """Which connections are cut off, and when: over real sockets, with the time given."""
 
+import asyncio
 import os
 import resource
 import socket
@@ -13,6 +14,7 @@ from app.api.connections import (
     CROWDED_IDLE_S,
     MAX_BROKEN_OFF,
     MAX_IN_PROGRESS,
+    MAX_SMALL_PARTS,
     Connections,
     Peer,
 )
@@ -149,6 +151,53 @@ def test_clients_that_a_proxy_shows_as_one_are_not_cut_off_for_being_many() -> N
         connections.began(proxied)
         connections.broke_off(proxied)
     assert not connections.is_cut(proxied)
+
+
+async def passes_at_once(connections: Connections, peer: Peer) -> "asyncio.Task[bool] | None":
+    """Take in a small part of this client's; the waiting, where there is one."""
+    pacing = asyncio.create_task(connections.pace(peer))
+    await asyncio.sleep(0)
+    if not pacing.done():
+        return pacing
+    assert pacing.result()
+    return None
+
+
+async def waits_after_the_last_of(connections: Connections, peer: Peer) -> "asyncio.Task[bool]":
+    """Take in so many small parts that the next one waits."""
+    connections.began(peer)
+    for count in range(MAX_SMALL_PARTS):
+        assert await passes_at_once(connections, peer) is None, count
+    waiting = await passes_at_once(connections, peer)
+    assert waiting is not None
+    return waiting
+
+
+async def test_small_parts_of_bodies_are_read_so_many_at_a_time_on_each_connection(
+    server: Server,
+) -> None:
+    connections, hostile, honest = watched(), server.connect(), server.connect()
+    waiting = await waits_after_the_last_of(connections, hostile)
+    connections.began(honest)
+    assert await passes_at_once(connections, honest) is None
+    assert not waiting.done()
+    assert await waiting
+    assert await passes_at_once(connections, hostile) is None
+
+
+async def test_of_a_connection_that_is_gone_no_more_is_read(server: Server) -> None:
+    connections, peer = watched(), server.connect()
+    waiting = await waits_after_the_last_of(connections, peer)
+    server.accepted[peer].close()
+    assert not await waiting
+    assert connections.is_cut(peer)
+
+
+async def test_small_parts_of_clients_that_a_proxy_shows_as_one_do_not_wait() -> None:
+    connections, proxied = watched(), ("10.0.0.1", 0)
+    connections.began(proxied)
+    for _ in range(2 * MAX_SMALL_PARTS):
+        assert await passes_at_once(connections, proxied) is None
 
 
 def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> None:
