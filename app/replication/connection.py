@@ -47,6 +47,8 @@ MIGRATION_LIMITS: Final = Limits(10, 3600, 60, 3600)
 _KEEPALIVE_IDLE_S: Final = 15
 _KEEPALIVE_INTERVAL_S: Final = 5
 _KEEPALIVE_COUNT: Final = 3
+# The same for what is sent and never arrives.
+_UNACKNOWLEDGED_MS: Final = 30_000
 _CONTENT_CLASSES: Final = frozenset({"22", "23", "54"})
 # A command_id is given once. That it is there already is no fault of the entry: this is another
 # journal's.
@@ -141,6 +143,7 @@ class JournalConnection(Connection):
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
 
 
 async def open_connection(dsn: str, application_name: str, limits: Limits) -> Connection:
