@@ -182,21 +182,22 @@ class Connections:
         use = self._uses.get(peer)
         if use is None or not peer[1]:
             return True
-        if use.small_parts_window is None:
-            use.small_parts_window, use.small_parts = asyncio.Event(), 0
+        window = use.small_parts_window
+        if window is None:
+            window = use.small_parts_window = asyncio.Event()
+            use.small_parts = 0
             loop = asyncio.get_running_loop()
-            loop.call_later(_SMALL_PARTS_WINDOW_S, self._end_window, peer, use)
+            loop.call_later(_SMALL_PARTS_WINDOW_S, self._end_window, peer, use, window)
         use.small_parts += 1
         if use.small_parts > MAX_SMALL_PARTS:
-            await use.small_parts_window.wait()
+            await window.wait()
         return not use.is_cut
 
-    def _end_window(self, peer: Peer, use: _Use) -> None:
-        window, use.small_parts_window = use.small_parts_window, None
+    def _end_window(self, peer: Peer, use: _Use, window: asyncio.Event) -> None:
+        use.small_parts_window = None
         if use.small_parts > MAX_SMALL_PARTS and peer not in dict(_accepted()):
             use.is_cut = True
-        if window is not None:
-            window.set()
+        window.set()
 
     def _cut(self, peer: Peer, use: _Use) -> None:
         """Cut this connection off at once, unless a server or a proxy shows several as one."""

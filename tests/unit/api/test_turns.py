@@ -3,29 +3,12 @@
 import asyncio
 import sys
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
 
 import pytest
-from starlette.types import Message
 
 from app.api.turns import Turns
 from app.errors import Unavailable
-from app.main import create_app
 from app.service.interpreter import INTERVAL_S
-from app.settings import Settings
-
-HEALTH: Final[dict[str, Any]] = {
-    "type": "http",
-    "http_version": "1.1",
-    "method": "GET",
-    "path": "/healthz",
-    "raw_path": b"/healthz",
-    "query_string": b"",
-    "headers": [],
-    "server": ("127.0.0.1", 80),
-    "scheme": "http",
-}
 
 
 async def begun_in_each_round(turns: Turns, calls: int) -> list[int]:
@@ -90,27 +73,3 @@ async def test_a_line_that_is_full_is_said_to_be() -> None:
     with pytest.raises(Unavailable, match="2 calls wait"):
         await refused
     await asyncio.gather(*let_in)
-
-
-async def test_calls_that_come_at_once_are_answered_one_in_each_round(tmp_path: Path) -> None:
-    app = create_app(Settings(data_dir=tmp_path, database_url="postgresql://127.0.0.1:9/none"))
-    answered = 0
-
-    async def call(number: int) -> None:
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Message) -> None:
-            nonlocal answered
-            answered += message["type"] == "http.response.start"
-
-        await app({**HEALTH, "client": ("127.0.0.1", number)}, receive, send)
-
-    tasks = [asyncio.create_task(call(number)) for number in range(1, 31)]
-    most = 0
-    while answered < len(tasks):
-        before = answered
-        await asyncio.sleep(0)
-        most = max(most, answered - before)
-    await asyncio.gather(*tasks)
-    assert most == 1
