@@ -33,13 +33,14 @@ from app.api.answers import (
     problem_response,
 )
 from app.api.bodies import Bodies, IncomingBody, again
-from app.api.connections import Connections, Peer, max_connections, peer_of
+from app.api.connections import Connections, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.routes import Flushes, router
 from app.api.schema import complete
 from app.api.security import Guard, Security
+from app.api.sockets import Peer
 from app.api.turns import Turns
 from app.errors import JournalError, SettingsError, Unavailable
 from app.logs import configure_logging
@@ -80,11 +81,12 @@ class JournalApp(FastAPI):
             await super().__call__(scope, receive, send)
             return
         peer = peer_of(scope)
-        self.connections.began(peer)
+        is_entries = scope["path"] == ENTRIES_PATH and scope["method"] == "POST"
+        self.connections.began(peer, waits_for_disk=is_entries)
         try:
             if self.connections.is_cut(peer):
                 return
-            if scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
+            if is_entries:
                 await self.entries(scope, receive, send)
             else:
                 await self._call(peer, scope, receive, self.connections.counting(peer, send))
@@ -174,6 +176,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         max_connections(settings.channel_capacity),
         settings.header_timeout_s,
         settings.idle_timeout_s,
+        settings.flood_ban_s,
     )
     app.entries = EntriesEndpoint(journal, guard, app.connections)
     # So that the router knows the path, and refuses its other methods.

@@ -171,6 +171,13 @@ class Settings(BaseSettings):
         le=_HOUR_S,
         description="between requests; over HTTP/1.1 HEADER_TIMEOUT_S holds there, too",
     )
+    flood_ban_s: float = Field(
+        15,
+        ge=0,
+        le=_HOUR_S,
+        description="in which three floods keep an address from connecting; 0: never, as behind a "
+        "proxy, whose address all clients share",
+    )
     shutdown_timeout_s: float = Field(
         30, ge=0, description="for draining to the WAL and to Postgres"
     )

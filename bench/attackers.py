@@ -6,8 +6,9 @@ can be: that would measure the machine alone.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
 
@@ -31,7 +32,23 @@ SLOW: Final = 200
 SLOW_PAUSE_S: Final = 0.1
 
 
-def rapid_resets(port: int) -> None:
+@dataclass(frozen=True)
+class Target:
+    """A service on loopback, and where it is attacked from."""
+
+    port: int
+    source: str
+
+    def http1(self) -> RawConnection:
+        """A connection over HTTP/1.1."""
+        return RawConnection(self.port, source=self.source)
+
+    def http2(self, settings: Mapping[int, int] | None = None) -> RawHttp2:
+        """A connection over HTTP/2."""
+        return RawHttp2(self.port, settings, source=self.source)
+
+
+def rapid_resets(target: Target) -> None:
     """Streams that are reset at once, few enough at a time that each is taken for a request."""
 
     def frames(connection: RawHttp2) -> Iterable[bytes]:
@@ -39,10 +56,10 @@ def rapid_resets(port: int) -> None:
             stream, headers = connection.headers(more=BODY)
             yield headers + connection.reset(stream)
 
-    send_for_ever(port, recorded(port, frames), at_once=8)
+    send_for_ever(target, recorded(target, frames), at_once=8)
 
 
-def stream_flood(port: int) -> None:
+def stream_flood(target: Target) -> None:
     """More streams than there may be, left open with the beginning of a body."""
 
     def frames(connection: RawHttp2) -> Iterable[bytes]:
@@ -50,41 +67,41 @@ def stream_flood(port: int) -> None:
             stream, headers = connection.headers(more=BODY)
             yield headers + connection.data(stream, b"\x81")
 
-    streams = b"".join(recorded(port, frames))
+    streams = b"".join(recorded(target, frames))
     while again():
-        with RawHttp2(port) as attacker:
+        with target.http2() as attacker:
             attacker.send(streams)
             time.sleep(PAUSE_S)
 
 
-def silent_connections(port: int) -> None:
+def silent_connections(target: Target) -> None:
     """Hundreds of connections that say nothing."""
     while again():
-        attackers = [RawConnection(port) for _ in range(200)]
+        attackers = [target.http1() for _ in range(200)]
         time.sleep(0.2)
         for attacker in attackers:
             attacker.socket.close()
 
 
-def pings(port: int) -> None:
+def pings(target: Target) -> None:
     """Frames that want an answer, which is not read."""
     flood = PingFrame(0, opaque_data=b"8 bytes.").serialize() * 10_000
     while again():
-        with RawHttp2(port) as attacker:
+        with target.http2() as attacker:
             attacker.socket.settimeout(0.2)
             attacker.send(flood)
 
 
-def no_window(port: int) -> None:
+def no_window(target: Target) -> None:
     """Answers that are asked for and can't be sent."""
     while again():
-        with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
+        with target.http2({SettingsFrame.INITIAL_WINDOW_SIZE: 0}) as attacker:
             for _ in range(16):
                 _, headers = attacker.headers("GET", "/healthz", end=True)
                 attacker.send(headers)
 
 
-def large_bodies(port: int) -> None:
+def large_bodies(target: Target) -> None:
     """Bodies of a megabyte that hold a hundred times as much."""
     # A million empty maps where a digest has its symbols.
     body = packed(msgpack_entry(pre_digest={"symbols": {"a": None}})).replace(
@@ -92,13 +109,13 @@ def large_bodies(port: int) -> None:
     )
     head = head_of_body(len(body), b"connection: close\r\n")
     while again():
-        with RawConnection(port) as attacker:
+        with target.http1() as attacker:
             attacker.send(head + body)
             attacker.answer()
         time.sleep(0.2)
 
 
-def read_resets(port: int) -> None:
+def read_resets(target: Target) -> None:
     """Calls without a body, which are complete when they are reset."""
 
     def frames(connection: RawHttp2) -> Iterable[bytes]:
@@ -106,20 +123,20 @@ def read_resets(port: int) -> None:
             stream, headers = connection.headers("GET", "/readyz", end=True)
             yield headers + connection.reset(stream)
 
-    send_for_ever(port, recorded(port, frames), at_once=8)
+    send_for_ever(target, recorded(target, frames), at_once=8)
 
 
-def continuations(port: int) -> None:
+def continuations(target: Target) -> None:
     """Header blocks that never end: of frames that hold much, and of frames that hold nothing."""
     begun = HeadersFrame(1, data=b"\x82").serialize()
     much = ContinuationFrame(1, data=b"\x00\x01a\x01b" * 2000).serialize() * 100
     nothing = ContinuationFrame(1).serialize() * 10_000
     while again():
         for flood in (much, nothing):
-            send_and_listen(port, begun + flood)
+            send_and_listen(target, begun + flood)
 
 
-def header_tables(port: int) -> None:
+def header_tables(target: Target) -> None:
     """Header blocks that resize their table and fill it several times over, and ask for nothing."""
     resized = b"\x20\x3f\xe1\x1f"  # RFC 7541, section 6.3: to nothing, and to 4096 bytes
     block = resized + b"\x82" + b"\x40\x01a\x01b" * 1500
@@ -127,61 +144,61 @@ def header_tables(port: int) -> None:
         HeadersFrame(stream, data=block, flags=["END_HEADERS", "END_STREAM"]).serialize()
         for stream in range(1, 2000, 2)
     ]
-    send_for_ever(port, frames, at_once=1)
+    send_for_ever(target, frames, at_once=1)
 
 
-def settings(port: int) -> None:
+def settings(target: Target) -> None:
     """SETTINGS that resize the header table; that each was taken in is not read."""
     pair = (SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: to}) for to in (0, 4096))
     flood = b"".join(frame.serialize() for frame in pair) * 5000
     while again():
-        with RawHttp2(port) as attacker:
+        with target.http2() as attacker:
             attacker.socket.settimeout(0.2)
             attacker.send(flood)
 
 
-def windows_that_change(port: int) -> None:
+def windows_that_change(target: Target) -> None:
     """The window of a hundred waiting answers, changed by one frame again and again."""
     size = SettingsFrame.INITIAL_WINDOW_SIZE
     pair = (SettingsFrame(0, settings={size: to}) for to in (1, 0))
     changes = b"".join(frame.serialize() for frame in pair) * 100
     while again():
-        with RawHttp2(port, {size: 0}) as attacker:
+        with target.http2({size: 0}) as attacker:
             ask_for_much(attacker)
             send_until_cut(attacker, changes, PAUSE_S)
 
 
-def windows_of_a_byte(port: int) -> None:
+def windows_of_a_byte(target: Target) -> None:
     """A hundred large answers, a byte of each at a time."""
     more = b"".join(
         WindowUpdateFrame(stream, window_increment=1).serialize() for stream in range(1, 200, 2)
     )
     while again():
-        with RawHttp2(port, {SettingsFrame.INITIAL_WINDOW_SIZE: 1}) as attacker:
+        with target.http2({SettingsFrame.INITIAL_WINDOW_SIZE: 1}) as attacker:
             ask_for_much(attacker)
             send_until_cut(attacker, more, PAUSE_S)
 
 
-def slow_headers(port: int) -> None:
+def slow_headers(target: Target) -> None:
     """Headers that come a byte at a time, over HTTP/1.1 and within a frame of HTTP/2."""
     frame = HeadersFrame(1, data=bytes(16_000), flags=["END_HEADERS"]).serialize()[:9]
     over_http2 = PREFACE + SettingsFrame(0).serialize() + frame
-    trickle(port, (b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ", over_http2))
+    trickle(target, (b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ", over_http2))
 
 
-def slow_bodies(port: int) -> None:
+def slow_bodies(target: Target) -> None:
     """Bodies that come a byte at a time, over HTTP/1.1."""
-    trickle(port, (head_of_body(1_000_000),))
+    trickle(target, (head_of_body(1_000_000),))
 
 
-def slow_streams(port: int) -> None:
+def slow_streams(target: Target) -> None:
     """Bodies that come a byte at a time, over HTTP/2: a frame for each byte."""
-    send_bytes(port, SLOW_PAUSE_S)
+    send_bytes(target, SLOW_PAUSE_S)
 
 
-def small_frames(port: int) -> None:
+def small_frames(target: Target) -> None:
     """The same, faster than a client that is only slow."""
-    send_bytes(port, SHORT_PAUSE_S)
+    send_bytes(target, SHORT_PAUSE_S)
 
 
 def again() -> bool:
@@ -190,36 +207,36 @@ def again() -> bool:
     return True
 
 
-def recorded(port: int, frames: Callable[[RawHttp2], Iterable[bytes]]) -> list[bytes]:
+def recorded(target: Target, frames: Callable[[RawHttp2], Iterable[bytes]]) -> list[bytes]:
     """What a connection would send, to be sent by others: every one begins in the same state."""
-    with RawHttp2(port) as connection:
+    with target.http2() as connection:
         return list(frames(connection))
 
 
-def send_for_ever(port: int, frames: list[bytes], at_once: int) -> None:
+def send_for_ever(target: Target, frames: list[bytes], at_once: int) -> None:
     """All frames on one connection after another, so many at once."""
     parts = [b"".join(frames[at : at + at_once]) for at in range(0, len(frames), at_once)]
     while again():
-        with RawHttp2(port) as attacker:
+        with target.http2() as attacker:
             for part in parts:
                 if not attacker.send(part):
                     break
                 time.sleep(SHORT_PAUSE_S)
 
 
-def send_and_listen(port: int, flood: bytes) -> None:
+def send_and_listen(target: Target, flood: bytes) -> None:
     """A connection with all of this, until the service ends it or has no more to say."""
-    with RawHttp2(port) as attacker:
+    with target.http2() as attacker:
         attacker.socket.settimeout(0.2)
         with suppress(TimeoutError):
             if attacker.send(flood):
                 attacker.answer()
 
 
-def trickle(port: int, beginnings: Iterable[bytes]) -> None:
+def trickle(target: Target, beginnings: Iterable[bytes]) -> None:
     """Connections that begin so, in turn, and then send a byte at a time, until all are cut off."""
     with ExitStack() as stack:
-        slow = [stack.enter_context(RawConnection(port)) for _ in range(SLOW)]
+        slow = [stack.enter_context(target.http1()) for _ in range(SLOW)]
         for attacker, begun in zip(slow, cycle(beginnings), strict=False):
             attacker.send(begun)
         while slow:
@@ -242,13 +259,13 @@ def ask_for_much(attacker: RawHttp2) -> None:
         attacker.send(headers)
 
 
-def send_bytes(port: int, pause_s: float) -> None:
+def send_bytes(target: Target, pause_s: float) -> None:
     """A hundred bodies on a connection, a further byte of each at a time."""
-    with RawHttp2(port) as connection:
+    with target.http2() as connection:
         begun = b"".join(connection.headers(more=BODY)[1] for _ in range(STREAMS))
         byte = b"".join(connection.data(1 + 2 * number, b"\x81") for number in range(STREAMS))
     while again():
-        with RawHttp2(port) as attacker:
+        with target.http2() as attacker:
             attacker.send(begun)
             send_until_cut(attacker, byte, pause_s)
 
@@ -259,7 +276,7 @@ def send_until_cut(attacker: RawHttp2, part: bytes, pause_s: float) -> None:
         time.sleep(pause_s)
 
 
-ATTACKS: Final[dict[str, Callable[[int], None]]] = {
+ATTACKS: Final[dict[str, Callable[[Target], None]]] = {
     attack.__name__: attack
     for attack in (
         rapid_resets,

@@ -5,7 +5,7 @@ that is there in every other phase: quiet, attacked, quiet, and so on, so that w
 does meets both. Each phase's first moments are not counted. The exit status is 1 when the
 percentile under attack is twice the quiet one or more, over all phases of one attack.
 
-Needs no Postgres. `python -m bench.attacks [ATTACK …]`; about half a minute for each.
+Needs no Postgres. `python -m bench.attacks [ATTACK …]`; a minute for each.
 """
 
 import asyncio
@@ -22,20 +22,22 @@ from typing import Final
 
 import httpx
 
-from bench.attackers import ATTACKS, BODY
+from bench.attackers import ATTACKS, BODY, Target
 from tests.support.http_entries import msgpack_entry, packed
 from tests.support.service import Service
 
-PHASES: Final = 6
-PHASE_S: Final = 2.5
+PHASES: Final = 4
+PHASE_S: Final = 15
 WARM_S: Final = 0.5
 RATE: Final = 100
 ENTRIES: Final = 10
 MOST: Final = 2.0
+# Addresses of attackers. The honest client's is 127.0.0.1.
+SOURCES: Final = map("127.0.1.{}".format, range(1, 255))
 NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
 
 
-def attack_for_ever(name: str, port: int) -> None:
+def attack_for_ever(name: str, target: Target) -> None:
     """The attacker's process. A connection that the service has ended is opened again.
 
     It leaves the processors to the others: a real one would not run on the machine it attacks.
@@ -43,7 +45,7 @@ def attack_for_ever(name: str, port: int) -> None:
     os.nice(19)
     while True:
         with suppress(OSError):
-            ATTACKS[name](port)
+            ATTACKS[name](target)
 
 
 async def phase(client: httpx.AsyncClient) -> list[float]:
@@ -76,7 +78,8 @@ async def measure(service: Service, name: str) -> bool:
         base_url=service.url, http1=False, http2=True, timeout=30, trust_env=False, limits=limits
     ) as client:
         for _, attacked in zip(range(PHASES), cycle((False, True)), strict=False):
-            attacker = spawn.Process(target=attack_for_ever, args=(name, service.port), daemon=True)
+            target = Target(service.port, next(SOURCES))
+            attacker = spawn.Process(target=attack_for_ever, args=(name, target), daemon=True)
             if attacked:
                 attacker.start()
             try:
@@ -100,7 +103,9 @@ def main() -> int:
     names = sys.argv[1:] or list(ATTACKS)
     with tempfile.TemporaryDirectory(prefix="bench-attacks-") as folder:
         data_dir = Path(folder) / "data"
-        with Service(data_dir, NO_DATABASE, ALLOW_NEW_WAL="true") as service:
+        ban_s = os.environ.get("JOURNAL_FLOOD_BAN_S", "15")
+        options = {"ALLOW_NEW_WAL": "true", "FLOOD_BAN_S": ban_s}
+        with Service(data_dir, NO_DATABASE, **options) as service:
             service.start()
             results = [asyncio.run(measure(service, name)) for name in names]
     return 0 if all(results) else 1

@@ -9,28 +9,24 @@ So every connection of this process is looked at now and then, by its socket: on
 for too long is cut off, sooner when places are few; when too much waits for clients to take it,
 those that took the least of it are; and at once one that begins requests only to break them off,
 or so many that it must have given up earlier ones. Bodies that come a few bytes at a time are read
-slowly.
+slowly. Where connections were cut off at once again and again, no new one is let in for a while.
 """
 
 import asyncio
 import logging
-import os
 import resource
-import socket
-import stat
-import struct
 from collections.abc import Iterable, Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from starlette.types import Send
 
-_log = logging.getLogger(__name__)
+from app.api import sockets
+from app.api.bans import Address, Bans, filter_program
+from app.api.sockets import Peer
 
-Peer = tuple[str, int]
+_log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S: Final = 2.0
 # Without a request while places are few.
@@ -52,10 +48,6 @@ _OTHER_DESCRIPTORS: Final = 512
 _MIN_CONNECTIONS: Final = 64
 # A stream that its client resets makes room for another, while its request goes on.
 MAX_IN_PROGRESS: Final = STREAMS_AT_ONCE + MAX_BROKEN_OFF
-# struct tcp_info (linux/tcp.h): tcpi_bytes_acked.
-_ACKED: Final = struct.Struct("@Q")
-_ACKED_AT: Final = 120
-_TCP_INFO_BYTES: Final = 256
 
 
 def max_connections(channel_capacity: int) -> int:
@@ -109,6 +101,7 @@ class Connections:
         limit: int,
         first_request_s: float,
         idle_s: float,
+        ban_s: float = 0,
         max_untaken_bytes: int = MAX_UNTAKEN_BYTES,
     ) -> None:
         self._limit = limit
@@ -119,11 +112,15 @@ class Connections:
         # Since the last check.
         self._answered_bytes = 0
         self._cut_at_once = 0
+        self._bans = Bans(ban_s)
+        # As the kernel knows it.
+        self._banned: frozenset[Address] = frozenset()
 
-    def began(self, peer: Peer) -> None:
+    def began(self, peer: Peer, *, waits_for_disk: bool = False) -> None:
         """A request of this client has begun.
 
         So many that some must have been reset since (CVE-2023-44487) are the last that it sends.
+        That is no flood where `waits_for_disk`: an honest client's patience may end before.
         """
         use = self._uses.get(peer)
         if use is None:
@@ -131,7 +128,7 @@ class Connections:
         use.in_progress += 1
         use.requests += 1
         if use.in_progress > MAX_IN_PROGRESS and not use.is_cut:
-            self._cut(peer, use)
+            self._cut(peer, use, has_flooded=not waits_for_disk)
 
     def is_cut(self, peer: Peer) -> bool:
         """Whether this client's connection was cut off at once: nobody waits for its answers."""
@@ -171,7 +168,7 @@ class Connections:
             return
         use.broken_off += 1
         if use.broken_off > MAX_BROKEN_OFF and not use.is_cut:
-            self._cut(peer, use)
+            self._cut(peer, use, has_flooded=True)
 
     async def pace(self, peer: Peer) -> bool:
         """Read small parts of this client's bodies no faster than is borne: to be awaited for each.
@@ -195,19 +192,37 @@ class Connections:
 
     def _end_window(self, peer: Peer, use: _Use, window: asyncio.Event) -> None:
         use.small_parts_window = None
-        if use.small_parts > MAX_SMALL_PARTS and peer not in dict(_accepted()):
+        if use.small_parts > MAX_SMALL_PARTS and peer not in sockets.accepted():
             use.is_cut = True
+            self._bans.cut(peer[0], monotonic())
+            self._ban(monotonic())
         window.set()
 
-    def _cut(self, peer: Peer, use: _Use) -> None:
+    def _cut(self, peer: Peer, use: _Use, *, has_flooded: bool) -> None:
         """Cut this connection off at once, unless a server or a proxy shows several as one."""
         if not peer[1]:
             return
         use.is_cut = True
         self._cut_at_once += 1
-        for each, descriptor in _accepted():
-            if each == peer:
-                _shut_down(descriptor, peer)
+        descriptor = sockets.accepted().get(peer)
+        if descriptor is not None:
+            sockets.shut_down(descriptor, peer)
+        if has_flooded:
+            self._bans.cut(peer[0], monotonic())
+            self._ban(monotonic())
+
+    def _ban(self, now: float) -> None:
+        """Tell the kernel who is banned, where that has changed."""
+        banned = self._bans.banned(now)
+        if banned == self._banned:
+            return
+        for address in banned - self._banned:
+            _log.warning("%s opens no new connections for a while: it flooded several", address)
+        self._banned = banned
+        try:
+            sockets.filter_attempts(filter_program(banned))
+        except OSError as error:
+            _log.warning("it can still open them: the kernel takes no filter: %s", error)
 
     async def watch(self) -> None:
         """Check every now and then, for ever."""
@@ -218,18 +233,22 @@ class Connections:
     def check(self, now: float) -> None:
         """Look at every connection, and cut off what is in the way. `now` is monotonic."""
         self._answered_bytes = 0
-        accepted = dict(_accepted())
+        self._ban(now)
+        accepted = sockets.accepted()
         uses = self._uses = {
             peer: self._uses.get(peer) or _Use(now) for peer in (*accepted, *self._busy())
         }
         for peer, descriptor in accepted.items():
             uses[peer].broken_off = 0
-            uses[peer].taken(_taken_bytes(descriptor, uses[peer]), now)
+            taken_bytes = sockets.taken_bytes(descriptor)
+            if taken_bytes is None:
+                taken_bytes = uses[peer].answered_bytes
+            uses[peer].taken(taken_bytes, now)
         doomed = self._unused(now, accepted)
         doomed |= self._crowding(now, accepted, len(accepted) - len(doomed))
         doomed |= self._not_taking(accepted)
         for peer in doomed:
-            _shut_down(accepted[peer], peer)
+            sockets.shut_down(accepted[peer], peer)
         count = len(doomed) + self._cut_at_once
         self._cut_at_once = 0
         if count:
@@ -266,78 +285,6 @@ class Connections:
             total_bytes -= self._uses[peer].untaken_bytes
             doomed.add(peer)
         return doomed
-
-
-def _accepted() -> Iterator[tuple[Peer, int]]:
-    """The TCP connections that this process has accepted, with their descriptors.
-
-    This takes no descriptor where none is left: just then some have to be cut off.
-    """
-    listening: set[int] = set()
-    found: list[tuple[Peer, int, int]] = []
-    for descriptor in _descriptors():
-        try:
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
-            with _borrowed(descriptor) as connection:
-                if not _is_tcp(connection):
-                    continue
-                port: int = connection.getsockname()[1]
-                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    listening.add(port)
-                else:
-                    host, peer_port = connection.getpeername()[:2]
-                    found.append(((host, peer_port), port, descriptor))
-        except OSError:
-            continue
-    return ((peer, descriptor) for peer, port, descriptor in found if port in listening)
-
-
-def _descriptors() -> Iterable[int]:
-    """Those of this process; where none is left to list them with, all that there may be."""
-    try:
-        return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-    except OSError:
-        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-@contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor that the server owns, and closes when it likes."""
-    connection = socket.socket(fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.detach()
-
-
-def _is_tcp(connection: socket.socket) -> bool:
-    families = {socket.AF_INET, socket.AF_INET6}
-    return connection.family in families and connection.type == socket.SOCK_STREAM
-
-
-def _shut_down(descriptor: int, peer: Peer) -> None:
-    """Cut a connection off, where it is still the one of this descriptor."""
-    with suppress(OSError), _borrowed(descriptor) as borrowed, ExitStack() as stack:
-        connection = borrowed
-        # The server may close it meanwhile, and get the descriptor for another.
-        with suppress(OSError):
-            connection = stack.enter_context(borrowed.dup())
-        if connection.getpeername()[:2] == peer:
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-def _taken_bytes(descriptor: int, use: _Use) -> int:
-    """How much of what was sent the client's machine has; all, where the system does not tell."""
-    try:
-        with _borrowed(descriptor) as connection:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
-        return use.answered_bytes
-    if len(info) < _ACKED_AT + _ACKED.size:
-        return use.answered_bytes
-    acked: int = _ACKED.unpack_from(info, _ACKED_AT)[0]
-    return acked
 
 
 def peer_of(scope: MutableMapping[str, Any]) -> Peer:

@@ -22,10 +22,13 @@ MAX_WINDOW: Final = 2**31 - 1
 
 
 class RawConnection:
-    """A connection to a service on loopback; the peer's own bytes are read when asked for."""
+    """A connection to a service on loopback, from an address of loopback.
 
-    def __init__(self, port: int, timeout_s: float = 10) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout_s)
+    The peer's own bytes are read when asked for.
+    """
+
+    def __init__(self, port: int, timeout_s: float = 10, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout_s, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:
@@ -77,9 +80,14 @@ class RawHttp2(RawConnection):
     """HTTP/2 by hand: frames are given as they are, streams are numbered."""
 
     def __init__(
-        self, port: int, settings: Mapping[int, int] | None = None, *, connection_window: int = 0
+        self,
+        port: int,
+        settings: Mapping[int, int] | None = None,
+        *,
+        connection_window: int = 0,
+        source: str = "127.0.0.1",
     ) -> None:
-        super().__init__(port)
+        super().__init__(port, source=source)
         self._encoder = Encoder()
         self._next_stream = 1
         self._unread = bytearray()
@@ -134,6 +142,18 @@ class RawHttp2(RawConnection):
             frame.parse_body(memoryview(bytes(self._unread[9 : 9 + length])))
             del self._unread[: 9 + length]
             yield frame
+
+    def is_served(self) -> bool:
+        """Whether another request is answered; all before it have begun, then."""
+        stream, headers = self.headers("GET", "/healthz", end=True)
+        if not self.send(headers):
+            return False
+        for frame in self.frames():
+            if frame.stream_id == stream:
+                assert not isinstance(frame, RstStreamFrame)
+                if isinstance(frame, DataFrame) and "END_STREAM" in frame.flags:
+                    return True
+        return False
 
     def goodbye(self) -> GoAwayFrame | None:
         """The GOAWAY that ends the connection; None when it ends without one."""

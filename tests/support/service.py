@@ -42,6 +42,8 @@ class Service:
             "DATABASE_URL": database_url,
             "AUTO_MIGRATE": "true",
             "LOG_FORMAT": "text",
+            # Attackers and others have one address here.
+            "FLOOD_BAN_S": 0,
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None

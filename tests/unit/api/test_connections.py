@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,21 +11,24 @@ from time import monotonic
 
 import pytest
 
+from app.api.bans import MAX_CUTS
 from app.api.connections import (
     CROWDED_IDLE_S,
     MAX_BROKEN_OFF,
     MAX_IN_PROGRESS,
     MAX_SMALL_PARTS,
     Connections,
-    Peer,
 )
+from app.api.sockets import Peer
+from tests.support.waiting import wait_for
 
 FIRST_REQUEST_S = 10.0
 IDLE_S = 60.0
+BAN_S = 15.0
 
 
-def watched(limit: int = 100, **bounds: int) -> Connections:
-    return Connections(limit, FIRST_REQUEST_S, IDLE_S, **bounds)
+def watched(limit: int = 100, ban_s: float = 0, **bounds: int) -> Connections:
+    return Connections(limit, FIRST_REQUEST_S, IDLE_S, ban_s, **bounds)
 
 
 class Server:
@@ -43,6 +47,16 @@ class Server:
         self._clients[peer] = client
         self.accepted[peer] = self._stack.enter_context(accepted)
         return peer
+
+    def attempt(self) -> socket.socket:
+        """Begin to connect."""
+        client = self._stack.enter_context(socket.socket())
+        client.setblocking(False)
+        client.connect_ex(self._listener.getsockname())
+        return client
+
+    def is_let_in(self, attempt: socket.socket) -> bool:
+        return bool(select.select([], [attempt], [], 0)[1])
 
     def is_cut(self, peer: Peer) -> bool:
         client = self._clients[peer]
@@ -198,6 +212,50 @@ async def test_small_parts_of_clients_that_a_proxy_shows_as_one_do_not_wait() ->
     connections.began(proxied)
     for _ in range(2 * MAX_SMALL_PARTS):
         assert await passes_at_once(connections, proxied) is None
+
+
+def flood(connections: Connections, server: Server, count: int, **how: bool) -> None:
+    """So many connections are cut off, for more requests than there can be streams."""
+    for _ in range(count):
+        peer = server.connect()
+        for _ in range(MAX_IN_PROGRESS + 1):
+            connections.began(peer, **how)
+        assert server.is_cut(peer)
+
+
+def test_where_several_floods_came_from_no_connection_is_let_in_for_a_while(
+    server: Server,
+) -> None:
+    connections, open_one = watched(ban_s=BAN_S), server.connect()
+    connections.began(open_one)
+    flood(connections, server, MAX_CUTS)
+    attempt = server.attempt()
+    assert not server.is_let_in(attempt)
+    assert not server.is_cut(open_one)
+    now = monotonic()
+    connections.check(now)
+    assert not server.is_let_in(attempt)
+    connections.check(now + BAN_S)
+    wait_for(lambda: server.is_let_in(attempt), "the next attempt is let in")
+
+
+@pytest.mark.parametrize(
+    ("count", "how"),
+    [(MAX_CUTS - 1, {}), (2 * MAX_CUTS, {"waits_for_disk": True})],
+    ids=["few floods", "clients that do not wait for a slow disk"],
+)
+def test_connections_are_let_in_after(server: Server, count: int, how: dict[str, bool]) -> None:
+    connections = watched(ban_s=BAN_S)
+    flood(connections, server, count, **how)
+    server.connect()
+
+
+def test_broken_off_bodies_of_clients_that_a_proxy_shows_as_one_ban_nobody(server: Server) -> None:
+    connections, proxied = watched(ban_s=BAN_S), ("127.0.0.1", 0)
+    connections.began(proxied)
+    for _ in range((MAX_BROKEN_OFF + 1) * MAX_CUTS):
+        connections.broke_off(proxied)
+    server.connect()
 
 
 def test_when_places_are_few_those_that_never_asked_go_first(server: Server) -> None:

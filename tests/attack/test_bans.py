@@ -1,0 +1,66 @@
+"""Floods that begin anew on every connection: the real service lets in no more from there."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from select import select
+
+import pytest
+
+from app.api.bans import MAX_CUTS
+from app.api.connections import STREAMS_AT_ONCE
+from tests.support.honest_client import HonestClient
+from tests.support.http_entries import MSGPACK
+from tests.support.raw_http import RawHttp2
+from tests.support.service import Service
+from tests.support.waiting import wait_for
+
+NO_DATABASE = "postgresql://127.0.0.1:9/none"
+ATTACKER = "127.0.0.2"
+BODY = (("content-type", MSGPACK),)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    data_dir = tmp_path / "data"
+    with Service(data_dir, NO_DATABASE, ALLOW_NEW_WAL="true", FLOOD_BAN_S=3600) as service:
+        yield service.start()
+
+
+def broken_off_bodies(attacker: RawHttp2) -> None:
+    while attacker.is_served():
+        stream, headers = attacker.headers(more=BODY)
+        attacker.send(headers + attacker.data(stream, b"\x81") + attacker.reset(stream))
+
+
+def bodies_in_single_bytes(attacker: RawHttp2) -> None:
+    """So many that the HTTP/2 layer ends the connection."""
+    streams = []
+    for _ in range(STREAMS_AT_ONCE - 1):
+        stream, headers = attacker.headers(more=BODY)
+        attacker.send(headers)
+        streams.append(stream)
+    assert attacker.is_served()
+    byte = b"".join(attacker.data(stream, b"\x81") for stream in streams)
+    while attacker.send(byte) and not attacker.is_cut():
+        pass
+
+
+@pytest.mark.parametrize("flood", [broken_off_bodies, bodies_in_single_bytes])
+def test_who_floods_on_every_connection_is_banned_and_nobody_else(
+    service: Service, flood: Callable[[RawHttp2], None]
+) -> None:
+    with RawHttp2(service.port, source=ATTACKER) as open_before:
+        assert open_before.is_served()
+        for _ in range(MAX_CUTS):
+            with RawHttp2(service.port, source=ATTACKER) as attacker:
+                flood(attacker)
+                assert attacker.is_cut()
+        wait_for(lambda: f"{ATTACKER} opens no new connections" in service.log, "it is banned")
+        with socket.socket() as attempt, HonestClient(service) as honest:
+            attempt.bind((ATTACKER, 0))
+            attempt.setblocking(False)
+            attempt.connect_ex(("127.0.0.1", service.port))
+            honest.goes_on()
+            assert not select([], [attempt], [], 0)[1]
+        assert open_before.is_served()
