@@ -81,12 +81,11 @@ class JournalApp(FastAPI):
             await super().__call__(scope, receive, send)
             return
         peer = peer_of(scope)
-        is_entries = scope["path"] == ENTRIES_PATH and scope["method"] == "POST"
-        self.connections.began(peer, waits_for_disk=is_entries)
+        self.connections.began(peer)
         try:
             if self.connections.is_cut(peer):
                 return
-            if is_entries:
+            if scope["path"] == ENTRIES_PATH and scope["method"] == "POST":
                 await self.entries(scope, receive, send)
             else:
                 await self._call(peer, scope, receive, self.connections.counting(peer, send))

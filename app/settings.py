@@ -172,7 +172,7 @@ class Settings(BaseSettings):
         description="between requests; over HTTP/1.1 HEADER_TIMEOUT_S holds there, too",
     )
     flood_ban_s: float = Field(
-        15,
+        60,
         ge=0,
         le=_HOUR_S,
         description="in which three floods keep an address from connecting; 0: never, as behind a "

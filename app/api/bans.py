@@ -1,4 +1,4 @@
-"""Addresses that open no new connections for a while, since theirs were cut off again and again.
+"""Addresses that open no new connections for a while, since theirs flooded again and again.
 
 What one hostile connection costs is bounded, but the next is opened at once, and may begin a
 hundred calls before anything is known of it. So the kernel drops attempts to connect from there.
@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-# An honest client may have one cut off, too.
-MAX_CUTS: Final = 3
-# The kernel bounds a filter (net.core.optmem_max, 20 KiB on older ones): the latest are banned.
-MAX_BANNED: Final = 64
+# One that is killed in the middle of many bodies is no attacker yet.
+MAX_FLOODS: Final = 3
+# The kernel bounds a filter and the one that it replaces together (net.core.optmem_max, 20 KiB on
+# older ones): the latest are banned.
+MAX_BANNED: Final = 32
 # A host may have all addresses of an IPv6 network.
 _IPV6_HOST_BITS: Final = 64
 
@@ -42,27 +43,29 @@ _SYN_AND_ACK: Final = 0x12
 
 
 class Bans:
-    """Counts, for each address, the connections that were cut off for what they did."""
+    """Counts, for each address, the connections that flooded."""
 
     def __init__(self, ban_s: float) -> None:
-        """With `MAX_CUTS` in `ban_s` an address is banned until they were fewer; with 0, never."""
+        """With `MAX_FLOODS` in `ban_s` an address is banned until they are fewer; with 0, never."""
         self._ban_s = ban_s
         # When the latest were, in monotonic time; whose last one is the latest comes last.
-        self._cuts: dict[Address, deque[float]] = {}
+        self._floods: dict[Address, deque[float]] = {}
 
-    def cut(self, host: str, now: float) -> None:
-        """A connection of this host was cut off. `now` is monotonic."""
+    def count(self, host: str, now: float) -> None:
+        """A connection of this host has flooded. `now` is monotonic."""
         if self._ban_s and (address := _address(host)):
-            cuts = self._cuts.pop(address, None) or deque(maxlen=MAX_CUTS)
-            cuts.append(now)
-            self._cuts[address] = cuts
+            floods = self._floods.pop(address, None) or deque(maxlen=MAX_FLOODS)
+            floods.append(now)
+            self._floods[address] = floods
 
     def banned(self, now: float) -> frozenset[Address]:
         """Who is banned, by their first address where it is a network; the others are forgotten."""
         since = now - self._ban_s
-        self._cuts = {who: cuts for who, cuts in self._cuts.items() if cuts[-1] > since}
+        self._floods = {who: times for who, times in self._floods.items() if times[-1] > since}
         found = [
-            who for who, cuts in self._cuts.items() if len(cuts) == MAX_CUTS and cuts[0] > since
+            who
+            for who, times in self._floods.items()
+            if len(times) == MAX_FLOODS and times[0] > since
         ]
         return frozenset(found[-MAX_BANNED:])
 

@@ -9,13 +9,14 @@ So every connection of this process is looked at now and then, by its socket: on
 for too long is cut off, sooner when places are few; when too much waits for clients to take it,
 those that took the least of it are; and at once one that begins requests only to break them off,
 or so many that it must have given up earlier ones. Bodies that come a few bytes at a time are read
-slowly. Where connections were cut off at once again and again, no new one is let in for a while.
+slowly. An address whose connections flood again and again opens no new one for a while.
 """
 
 import asyncio
 import logging
 import resource
 from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -63,17 +64,19 @@ def max_connections(channel_capacity: int) -> int:
 class _Use:
     """What is known of a connection: requests in progress, and since when there are none.
 
-    `small_parts` were read in the window that is open, whose end the event tells. `answered_bytes`
-    were handed to the server to be sent, `taken_bytes` are at the client.
+    `on_disk` of them wait for their entries to be durable. `small_parts` were read in the window
+    that is open. `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the
+    client.
     """
 
     since: float
     in_progress: int = 0
+    on_disk: int = 0
     requests: int = 0
     broken_off: int = 0
     small_parts: int = 0
-    small_parts_window: asyncio.Event | None = None
     is_cut: bool = False
+    has_flooded: bool = False
     answered_bytes: int = 0
     taken_bytes: int = 0
 
@@ -112,15 +115,18 @@ class Connections:
         # Since the last check.
         self._answered_bytes = 0
         self._cut_at_once = 0
+        # Those with small parts in the window that is open, whose end the event tells.
+        self._paced: dict[Peer, _Use] = {}
+        self._window: asyncio.Event | None = None
         self._bans = Bans(ban_s)
-        # As the kernel knows it.
+        # As the kernel knows them, and whether it lately refused to.
         self._banned: frozenset[Address] = frozenset()
+        self._unfiltered = False
 
-    def began(self, peer: Peer, *, waits_for_disk: bool = False) -> None:
+    def began(self, peer: Peer) -> None:
         """A request of this client has begun.
 
         So many that some must have been reset since (CVE-2023-44487) are the last that it sends.
-        That is no flood where `waits_for_disk`: an honest client's patience may end before.
         """
         use = self._uses.get(peer)
         if use is None:
@@ -128,7 +134,23 @@ class Connections:
         use.in_progress += 1
         use.requests += 1
         if use.in_progress > MAX_IN_PROGRESS and not use.is_cut:
-            self._cut(peer, use, has_flooded=not waits_for_disk)
+            self._cut(peer, use)
+            # A disk may be slower than an honest client is patient.
+            if use.on_disk < use.in_progress // 2:
+                self._flooded(peer, use)
+
+    @contextmanager
+    def waiting_for_disk(self, peer: Peer) -> Iterator[None]:
+        """What a request of this client waits for meanwhile is its entries' durability."""
+        use = self._uses.get(peer)
+        if use is None:
+            yield
+            return
+        use.on_disk += 1
+        try:
+            yield
+        finally:
+            use.on_disk -= 1
 
     def is_cut(self, peer: Peer) -> bool:
         """Whether this client's connection was cut off at once: nobody waits for its answers."""
@@ -167,8 +189,10 @@ class Connections:
         if use is None:
             return
         use.broken_off += 1
-        if use.broken_off > MAX_BROKEN_OFF and not use.is_cut:
-            self._cut(peer, use, has_flooded=True)
+        if use.broken_off > MAX_BROKEN_OFF:
+            if not use.is_cut:
+                self._cut(peer, use)
+            self._flooded(peer, use)
 
     async def pace(self, peer: Peer) -> bool:
         """Read small parts of this client's bodies no faster than is borne: to be awaited for each.
@@ -179,26 +203,27 @@ class Connections:
         use = self._uses.get(peer)
         if use is None or not peer[1]:
             return True
-        window = use.small_parts_window
-        if window is None:
-            window = use.small_parts_window = asyncio.Event()
-            use.small_parts = 0
+        if self._window is None:
+            self._window = asyncio.Event()
             loop = asyncio.get_running_loop()
-            loop.call_later(_SMALL_PARTS_WINDOW_S, self._end_window, peer, use, window)
+            loop.call_later(_SMALL_PARTS_WINDOW_S, self._end_window, self._window)
+        self._paced[peer] = use
         use.small_parts += 1
         if use.small_parts > MAX_SMALL_PARTS:
-            await window.wait()
+            await self._window.wait()
         return not use.is_cut
 
-    def _end_window(self, peer: Peer, use: _Use, window: asyncio.Event) -> None:
-        use.small_parts_window = None
-        if use.small_parts > MAX_SMALL_PARTS and peer not in sockets.accepted():
-            use.is_cut = True
-            self._bans.cut(peer[0], monotonic())
-            self._ban(monotonic())
+    def _end_window(self, window: asyncio.Event) -> None:
+        waiting = {peer for peer, use in self._paced.items() if use.small_parts > MAX_SMALL_PARTS}
+        gone = waiting - sockets.accepted().keys() if waiting else set()
+        for peer, use in self._paced.items():
+            use.small_parts = 0
+            use.is_cut |= peer in gone
+        self._paced = {}
+        self._window = None
         window.set()
 
-    def _cut(self, peer: Peer, use: _Use, *, has_flooded: bool) -> None:
+    def _cut(self, peer: Peer, use: _Use) -> None:
         """Cut this connection off at once, unless a server or a proxy shows several as one."""
         if not peer[1]:
             return
@@ -207,8 +232,12 @@ class Connections:
         descriptor = sockets.accepted().get(peer)
         if descriptor is not None:
             sockets.shut_down(descriptor, peer)
-        if has_flooded:
-            self._bans.cut(peer[0], monotonic())
+
+    def _flooded(self, peer: Peer, use: _Use) -> None:
+        """Count this connection, once, against its address."""
+        if peer[1] and not use.has_flooded:
+            use.has_flooded = True
+            self._bans.count(peer[0], monotonic())
             self._ban(monotonic())
 
     def _ban(self, now: float) -> None:
@@ -216,13 +245,19 @@ class Connections:
         banned = self._bans.banned(now)
         if banned == self._banned:
             return
-        for address in banned - self._banned:
-            _log.warning("%s opens no new connections for a while: it flooded several", address)
-        self._banned = banned
         try:
             sockets.filter_attempts(filter_program(banned))
         except OSError as error:
-            _log.warning("it can still open them: the kernel takes no filter: %s", error)
+            if not self._unfiltered:
+                _log.warning(
+                    "who floods can't be kept from connecting, nor let in again: %s", error
+                )
+            self._unfiltered = True
+            return
+        for address in banned - self._banned:
+            _log.warning("%s opens no new connections for a while: it flooded several", address)
+        self._banned = banned
+        self._unfiltered = False
 
     async def watch(self) -> None:
         """Check every now and then, for ever."""

@@ -18,6 +18,7 @@ from app.api.connections import Connections, peer_of
 from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.security import Guard
+from app.api.sockets import Peer
 from app.model.codec import RequestCodec
 from app.model.weight import check_weight, is_light
 from app.service.journal import Journal
@@ -63,7 +64,7 @@ class EntriesEndpoint:
         msgpack = answers_msgpack(headers.accept) if headers.accept else False
         more: dict[str, str] = {}
         try:
-            answer: Any = await self._append(scope, headers, incoming)
+            answer: Any = await self._append(scope, headers, incoming, peer)
             status, problem = 200, False
         except TRANSLATED as error:
             if incoming.broken:
@@ -86,9 +87,14 @@ class EntriesEndpoint:
         self._metrics.observe(
             f"{status // 100}xx", perf_counter() - started, headers.content_length, len(body)
         )
-        await self._bodies.discard(incoming)
+        if not incoming.broken:
+            await self._bodies.discard(incoming)
+            if incoming.broken:
+                self._connections.broke_off(peer)
 
-    async def _append(self, scope: Scope, headers: "_Headers", incoming: IncomingBody) -> Appended:
+    async def _append(
+        self, scope: Scope, headers: "_Headers", incoming: IncomingBody, peer: Peer
+    ) -> Appended:
         grant = self._guard.admit(scope, headers.authorization, TokenScope.WRITE)
         self._guard.charge(scope, grant, 0)
         json = body_is_json(headers.content_type)
@@ -103,7 +109,8 @@ class EntriesEndpoint:
         request = self._codec.prepare(body, json=json)
         del body
         self._guard.charge(scope, grant, len(request.entries))
-        return await self._journal.append(request)
+        with self._connections.waiting_for_disk(peer):
+            return await self._journal.append(request)
 
     async def _weigh(self, body: bytes | bytearray, *, json: bool) -> None:
         """Weigh a body on a thread, one at a time: many would leave the loop no time of its own."""

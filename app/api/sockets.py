@@ -48,7 +48,7 @@ def filter_attempts(program: bytes) -> None:
     """
     held = ctypes.create_string_buffer(program, len(program))
     option = _PROGRAM.pack(len(program) // _INSTRUCTION_BYTES, ctypes.addressof(held))
-    for descriptor in [each for each, connection in _tcp_sockets() if _listens(connection)]:
+    for descriptor in _listening():
         with _borrowed(descriptor) as listener:
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
 
@@ -87,6 +87,15 @@ def _tcp_sockets() -> Iterator[tuple[int, socket.socket]]:
             with _borrowed(descriptor) as each:
                 if each.family in families and each.type == socket.SOCK_STREAM:
                     yield descriptor, each
+
+
+def _listening() -> list[int]:
+    found = []
+    for descriptor, each in _tcp_sockets():
+        with suppress(OSError):
+            if _listens(each):
+                found.append(descriptor)
+    return found
 
 
 def _listens(connection: socket.socket) -> bool:

@@ -47,11 +47,11 @@ def migrate(print_grants: str | None, **options: str | bool | None) -> None:
     psql …` gives the role `journal` what it needs.
     """
     if print_grants is not None:
-        from app.replication.grants import grants  # noqa: PLC0415 - likewise
+        from app.replication.grants import grants  # noqa: PLC0415 - loads SQLAlchemy
 
         click.echo(grants(print_grants))
         return
-    from app.replication.migrations import upgrade  # noqa: PLC0415 - loads Alembic and SQLAlchemy
+    from app.replication.migrations import upgrade  # noqa: PLC0415 - loads asyncpg
 
     with database_of(load_settings(**given(options))) as database_url:
         upgrade(database_url)

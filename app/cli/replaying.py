@@ -1,6 +1,5 @@
 """`journal replay`: the replay driver with a progress bar and a closing summary."""
 
-import asyncio
 from pathlib import Path
 from typing import TextIO
 
@@ -18,12 +17,11 @@ from rich.progress import (
 from rich.text import Text
 
 from app.cli.credentials import Credentials, connect, service_options
+from app.cli.interrupts import INTERRUPTED, run
 from app.client import JournalClient, Retry
 from app.errors import OperatingError
 from app.replay import FeedFile, ReplayPlan, Tally
 from app.replay import replay as replay_entries
-
-_INTERRUPTED = 130
 
 
 @click.command()
@@ -89,10 +87,10 @@ def replay(
     plan = ReplayPlan(batch=batch, in_flight=in_flight, limit=limit)
     try:
         with FeedFile(feed) as file:
-            asyncio.run(_replay(file, client, plan, tally, acks))
+            run(_replay(file, client, plan, tally, acks))
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        ctx.exit(_INTERRUPTED)
+        ctx.exit(INTERRUPTED)
     except OSError as error:
         raise OperatingError(str(error)) from error
     finally:

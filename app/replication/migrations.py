@@ -1,21 +1,18 @@
 """Alembic from within the service: the same scripts as the command line, on any libpq URI.
 
 `upgrade` and `downgrade` block, and run an event loop of their own: call them from a thread that
-has none.
+has none. Alembic and SQLAlchemy are loaded when they are called for, not with every process.
 """
 
 from functools import cache
 from pathlib import Path
-from typing import Final
-
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Final
 
 from app.errors import DatabaseUnavailable, InvariantError
 from app.replication.connection import Connection, describe, translated
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # Within the package once that is built, at the top of the project tree before.
 _SCRIPT_PLACES: Final = (
@@ -40,6 +37,8 @@ def downgrade(dsn: str, revision: str) -> None:
 @cache
 def head_revision() -> str:
     """The revision that this version of the code needs."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
     head = ScriptDirectory.from_config(_config()).get_current_head()
     if head is None:
         raise InvariantError("there are no migrations")
@@ -56,7 +55,9 @@ async def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    from alembic.config import Config  # noqa: PLC0415
+
     for place in _SCRIPT_PLACES:
         if (place / "env.py").is_file():
             config = Config()
@@ -66,6 +67,10 @@ def _config() -> Config:
 
 
 def _run(dsn: str, doing: str, revision: str) -> None:
+    from alembic import command  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
     config = _config()
     config.attributes["dsn"] = dsn
     step = command.upgrade if doing == "upgrading" else command.downgrade

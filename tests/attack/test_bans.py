@@ -7,7 +7,7 @@ from select import select
 
 import pytest
 
-from app.api.bans import MAX_CUTS
+from app.api.bans import MAX_FLOODS
 from app.api.connections import STREAMS_AT_ONCE
 from tests.support.honest_client import HonestClient
 from tests.support.http_entries import MSGPACK
@@ -33,6 +33,24 @@ def broken_off_bodies(attacker: RawHttp2) -> None:
         attacker.send(headers + attacker.data(stream, b"\x81") + attacker.reset(stream))
 
 
+def refused_bodies(attacker: RawHttp2) -> None:
+    """Their answers do not wait for what there is of them."""
+    while attacker.is_served():
+        stream, headers = attacker.headers(more=[("content-type", "text/plain")])
+        attacker.send(headers + attacker.data(stream, b"\x81"))
+        if attacker.is_served():
+            attacker.send(attacker.reset(stream))
+
+
+def calls_that_are_reset(attacker: RawHttp2) -> None:
+    """Each waits for a replication that does not come."""
+    while attacker.is_served():
+        stream, headers = attacker.headers("POST", "/flush?timeout_s=3600", end=True)
+        attacker.send(headers)
+        if attacker.is_served():
+            attacker.send(attacker.reset(stream))
+
+
 def bodies_in_single_bytes(attacker: RawHttp2) -> None:
     """So many that the HTTP/2 layer ends the connection."""
     streams = []
@@ -46,13 +64,23 @@ def bodies_in_single_bytes(attacker: RawHttp2) -> None:
         pass
 
 
-@pytest.mark.parametrize("flood", [broken_off_bodies, bodies_in_single_bytes])
+# No more calls wait for replication than two connections have.
+@pytest.mark.parametrize(
+    "floods",
+    [
+        [broken_off_bodies] * MAX_FLOODS,
+        [refused_bodies] * MAX_FLOODS,
+        [bodies_in_single_bytes] * MAX_FLOODS,
+        [calls_that_are_reset] * 2 + [broken_off_bodies] * (MAX_FLOODS - 2),
+    ],
+    ids=lambda floods: floods[0].__name__,
+)
 def test_who_floods_on_every_connection_is_banned_and_nobody_else(
-    service: Service, flood: Callable[[RawHttp2], None]
+    service: Service, floods: list[Callable[[RawHttp2], None]]
 ) -> None:
-    with RawHttp2(service.port, source=ATTACKER) as open_before:
+    with HonestClient(service) as before, RawHttp2(service.port, source=ATTACKER) as open_before:
         assert open_before.is_served()
-        for _ in range(MAX_CUTS):
+        for flood in floods:
             with RawHttp2(service.port, source=ATTACKER) as attacker:
                 flood(attacker)
                 assert attacker.is_cut()
@@ -63,4 +91,5 @@ def test_who_floods_on_every_connection_is_banned_and_nobody_else(
             attempt.connect_ex(("127.0.0.1", service.port))
             honest.goes_on()
             assert not select([], [attempt], [], 0)[1]
+        before.goes_on()
         assert open_before.is_served()

@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "HEADER_TIMEOUT_S": 10,
     "BODY_TIMEOUT_S": 30,
     "IDLE_TIMEOUT_S": 60,
-    "FLOOD_BAN_S": 15,
+    "FLOOD_BAN_S": 60,
     "SHUTDOWN_TIMEOUT_S": 30,
     "ALLOW_ANONYMOUS": False,
 }

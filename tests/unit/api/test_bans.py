@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from app.api import sockets
-from app.api.bans import MAX_BANNED, MAX_CUTS, Bans, filter_program
+from app.api.bans import MAX_BANNED, MAX_FLOODS, Bans, filter_program
 from tests.support.waiting import wait_for
 
 BAN_S = 15.0
@@ -21,50 +21,50 @@ ALL_OF_IPV6 = [ip_address(f"2001:db8:0:{number:x}::") for number in range(MAX_BA
 
 def flooded(bans: Bans, host: str, *times: float) -> None:
     for now in times:
-        bans.cut(host, now)
+        bans.count(host, now)
 
 
 def test_so_many_within_the_time_of_a_ban_are_one_until_the_first_is_that_old() -> None:
     bans = Bans(BAN_S)
-    for number in range(MAX_CUTS):
+    for number in range(MAX_FLOODS):
         assert not bans.banned(number)
-        bans.cut(BANNED, number)
-    for now in (MAX_CUTS - 1, BAN_S - 0.1):
+        bans.count(BANNED, number)
+    for now in (MAX_FLOODS - 1, BAN_S - 0.1):
         assert bans.banned(now) == {ip_address(BANNED)}
     assert not bans.banned(BAN_S)
 
 
 def test_as_many_over_a_longer_time_are_borne() -> None:
     bans = Bans(BAN_S)
-    for number in range(10 * MAX_CUTS):
-        bans.cut(BANNED, number * BAN_S / (MAX_CUTS - 1))
-        assert not bans.banned(number * BAN_S / (MAX_CUTS - 1)), number
+    for number in range(10 * MAX_FLOODS):
+        bans.count(BANNED, number * BAN_S / (MAX_FLOODS - 1))
+        assert not bans.banned(number * BAN_S / (MAX_FLOODS - 1)), number
 
 
 def test_who_goes_on_with_open_connections_is_banned_for_longer() -> None:
     bans = Bans(BAN_S)
-    flooded(bans, BANNED, *range(MAX_CUTS + 5))
+    flooded(bans, BANNED, *range(MAX_FLOODS + 5))
     assert bans.banned(BAN_S + 4)
     assert not bans.banned(BAN_S + 5)
 
 
 def test_each_address_has_a_count_of_its_own() -> None:
     bans = Bans(BAN_S)
-    flooded(bans, BANNED, *[0.0] * MAX_CUTS)
-    flooded(bans, OTHER, *[0.0] * (MAX_CUTS - 1))
+    flooded(bans, BANNED, *[0.0] * MAX_FLOODS)
+    flooded(bans, OTHER, *[0.0] * (MAX_FLOODS - 1))
     assert bans.banned(0) == {ip_address(BANNED)}
 
 
 def test_with_no_time_nobody_is_banned() -> None:
     bans = Bans(0)
-    flooded(bans, BANNED, *[0.0] * MAX_CUTS)
+    flooded(bans, BANNED, *[0.0] * MAX_FLOODS)
     assert not bans.banned(0)
 
 
 def test_of_more_than_the_kernel_bears_the_latest_are_banned() -> None:
     bans = Bans(BAN_S)
     for number in range(MAX_BANNED + 1):
-        flooded(bans, f"10.0.0.{number}", *[0.0] * MAX_CUTS)
+        flooded(bans, f"10.0.0.{number}", *[0.0] * MAX_FLOODS)
     flooded(bans, "10.0.0.1", 0.0)
     expected = {ip_address(f"10.0.0.{number}") for number in range(1, MAX_BANNED + 1)}
     assert bans.banned(0) == expected
@@ -84,7 +84,7 @@ def test_of_more_than_the_kernel_bears_the_latest_are_banned() -> None:
 def test_what_counts_as_one_address(hosts: list[str], banned: list[str]) -> None:
     bans = Bans(BAN_S)
     for host in hosts:
-        bans.cut(host, 0)
+        bans.count(host, 0)
     assert bans.banned(0) == set(map(ip_address, banned))
 
 

@@ -11,7 +11,7 @@ from time import monotonic
 
 import pytest
 
-from app.api.bans import MAX_CUTS
+from app.api.bans import MAX_FLOODS
 from app.api.connections import (
     CROWDED_IDLE_S,
     MAX_BROKEN_OFF,
@@ -214,21 +214,24 @@ async def test_small_parts_of_clients_that_a_proxy_shows_as_one_do_not_wait() ->
         assert await passes_at_once(connections, proxied) is None
 
 
-def flood(connections: Connections, server: Server, count: int, **how: bool) -> None:
+def flood(connections: Connections, server: Server, count: int, on_disk: int = 0) -> None:
     """So many connections are cut off, for more requests than there can be streams."""
     for _ in range(count):
         peer = server.connect()
-        for _ in range(MAX_IN_PROGRESS + 1):
-            connections.began(peer, **how)
+        with ExitStack() as waiting:
+            for number in range(MAX_IN_PROGRESS + 1):
+                connections.began(peer)
+                if number < on_disk:
+                    waiting.enter_context(connections.waiting_for_disk(peer))
         assert server.is_cut(peer)
 
 
-def test_where_several_floods_came_from_no_connection_is_let_in_for_a_while(
+def test_an_address_that_floods_several_connections_opens_no_new_one_for_a_while(
     server: Server,
 ) -> None:
     connections, open_one = watched(ban_s=BAN_S), server.connect()
     connections.began(open_one)
-    flood(connections, server, MAX_CUTS)
+    flood(connections, server, MAX_FLOODS)
     attempt = server.attempt()
     assert not server.is_let_in(attempt)
     assert not server.is_cut(open_one)
@@ -240,20 +243,54 @@ def test_where_several_floods_came_from_no_connection_is_let_in_for_a_while(
 
 
 @pytest.mark.parametrize(
-    ("count", "how"),
-    [(MAX_CUTS - 1, {}), (2 * MAX_CUTS, {"waits_for_disk": True})],
-    ids=["few floods", "clients that do not wait for a slow disk"],
+    ("count", "on_disk"),
+    [(MAX_FLOODS - 1, 0), (MAX_FLOODS, MAX_IN_PROGRESS)],
+    ids=["few", "given up while the disk is slow"],
 )
-def test_connections_are_let_in_after(server: Server, count: int, how: dict[str, bool]) -> None:
+def test_floods_that_may_be_an_honest_clients_ban_nobody(
+    server: Server, count: int, on_disk: int
+) -> None:
     connections = watched(ban_s=BAN_S)
-    flood(connections, server, count, **how)
+    flood(connections, server, count, on_disk)
     server.connect()
+
+
+async def test_bodies_that_break_off_in_small_parts_count_by_their_number(server: Server) -> None:
+    """A client that writes a little at a time and goes away is none that floods."""
+    connections = watched(ban_s=BAN_S)
+
+    async def leaves(bodies: int) -> None:
+        peer = server.connect()
+        waiting = await waits_after_the_last_of(connections, peer)
+        server.accepted[peer].close()
+        assert not await waiting
+        for _ in range(bodies):
+            connections.broke_off(peer)
+
+    for _ in range(2 * MAX_FLOODS):
+        await leaves(MAX_BROKEN_OFF)
+    server.connect()
+    for _ in range(MAX_FLOODS):
+        await leaves(MAX_BROKEN_OFF + 1)
+    assert not server.is_let_in(server.attempt())
+
+
+def test_a_ban_that_the_kernel_refuses_is_tried_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = watched(ban_s=BAN_S)
+    with monkeypatch.context() as broken:
+        broken.setattr("app.api.sockets._SO_ATTACH_FILTER", -1)
+        flood(connections, server, MAX_FLOODS)
+        server.connect()
+    connections.check(monotonic())
+    assert not server.is_let_in(server.attempt())
 
 
 def test_broken_off_bodies_of_clients_that_a_proxy_shows_as_one_ban_nobody(server: Server) -> None:
     connections, proxied = watched(ban_s=BAN_S), ("127.0.0.1", 0)
     connections.began(proxied)
-    for _ in range((MAX_BROKEN_OFF + 1) * MAX_CUTS):
+    for _ in range((MAX_BROKEN_OFF + 1) * MAX_FLOODS):
         connections.broke_off(proxied)
     server.connect()
 
