@@ -41,7 +41,8 @@ class Server:
         self.accepted: dict[Peer, socket.socket] = {}
 
     def connect(self) -> Peer:
-        client = self._stack.enter_context(socket.create_connection(self._listener.getsockname()))
+        address = self._listener.getsockname()
+        client = self._stack.enter_context(socket.create_connection(address, 10))
         accepted, _ = self._listener.accept()
         peer: Peer = client.getsockname()
         self._clients[peer] = client
