@@ -8,16 +8,7 @@ import pytest
 
 from tests.support.postgres_cluster import Cluster, running_cluster
 
-# Folders whose tests kill, starve and flood real services: one of them at a time.
-_HEAVY: Final = frozenset({"attack", "crash"})
 _RECURSION_LIMIT: Final = sys.getrecursionlimit()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes run the tests (`make test`), give one of them all that is heavy."""
-    for item in items:
-        heavy = item.path.parent.name in _HEAVY
-        item.add_marker(pytest.mark.xdist_group("heavy" if heavy else "light"))
 
 
 @pytest.fixture(autouse=True)
