@@ -1,7 +1,9 @@
 """Settings of the interpreter for a process of many small objects and one waiting thread."""
 
+import ctypes
 import gc
 import sys
+from contextlib import suppress
 from threading import Thread
 from typing import Final
 
@@ -14,6 +16,14 @@ _OLD_AFTER: Final = (50, 100)
 INTERVAL_S: Final = 0.0005
 # Where many requests come at once: the server's threads wait as long for each of them.
 _CROWDED_INTERVAL_S: Final = 0.00005
+# mallopt(3). Once such an allocation was given back, the C library would by itself put the next
+# ones of its size into the heap, where a body that grows is copied: both copies count until then.
+# Records of the usual size stay there. How much the heap keeps for later is set with it: by
+# itself it is little, then.
+_M_MMAP_THRESHOLD: Final = -3
+_M_TRIM_THRESHOLD: Final = -1
+_LARGE_BYTES: Final = 9 << 20
+_KEPT_BYTES: Final = 16 << 20
 
 
 def prepare_for_large_blocks() -> None:
@@ -37,6 +47,14 @@ def tune_interpreter() -> None:
     gc.freeze()
     collect_rarely()
     sys.setswitchinterval(INTERVAL_S)
+    _keep_large_out_of_the_heap()
+
+
+def _keep_large_out_of_the_heap() -> None:
+    with suppress(AttributeError):  # a C library without it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def switch_sooner(*, crowded: bool) -> None:

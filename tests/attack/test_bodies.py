@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from random import randbytes
 from typing import Any, Final
 
 import httpx
@@ -127,12 +128,25 @@ def test_what_gzip_hides_is_never_unpacked_beyond_the_limit(
     assert memory.extra_bytes <= 4 * MAX_BODY_BYTES
 
 
+@pytest.mark.parametrize("name", ["empty maps in symbols", "numbers in symbols", "one long text"])
+def test_what_gzip_hides_takes_no_more_than_four_times_the_limit(
+    service: Service, client: httpx.Client, name: str
+) -> None:
+    make, content_type, status = BOMBS[name]
+    body = gzip.compress(make())
+    memory = WorkerMemory(service.worker_pid)
+    response = send(client, body, content_type, content_encoding="gzip")
+    assert response.status_code == status, response.text
+    assert memory.extra_bytes <= 4 * MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
 @pytest.mark.parametrize("entries", [15, 10_000])
 def test_honest_bodies_of_nearly_the_limit_are_taken(
-    service: Service, client: httpx.Client, entries: int
+    service: Service, client: httpx.Client, entries: int, encoding: str
 ) -> None:
-    """In a few large entries, or in as many as may be."""
-    data = bytes(MIB if entries == 15 else 1400)
+    """In a few large entries, or in as many as may be; compressed it is hardly smaller."""
+    data = randbytes(MIB if entries == 15 else 1400)
     body = packed(
         *(
             msgpack_entry(
@@ -146,8 +160,10 @@ def test_honest_bodies_of_nearly_the_limit_are_taken(
         )
     )
     assert len(body) <= MAX_BODY_BYTES
+    if encoding == "gzip":
+        body = gzip.compress(body, 1)
     memory = WorkerMemory(service.worker_pid)
-    assert accepted(send(client, body))["count"] == entries
+    assert accepted(send(client, body, content_encoding=encoding))["count"] == entries
     assert memory.extra_bytes <= 4 * MAX_BODY_BYTES, memory.extra_bytes
 
 

@@ -4,12 +4,12 @@ In each test one limit is short and the others are an hour: only that one can be
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
-from hyperframe.frame import DataFrame, HeadersFrame
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame
 
 from tests.attack.conftest import NO_DATABASE
 from tests.support.honest_client import HonestClient
@@ -20,6 +20,8 @@ from tests.support.waiting import wait_for
 
 SHORT_S: Final = 1
 LONG_S: Final = 3600
+HEADERS_OF_16_KB: Final = HeadersFrame(1, data=bytes(16_000)).serialize()[:9]
+EMPTY_CONTINUATION: Final = ContinuationFrame(1).serialize()
 REQUEST: Final = b"POST /entries HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
@@ -106,6 +108,45 @@ def test_each_kind_of_slow_client_is_cut_off_by_its_own_limit_and_no_other_is(
             assert not stream.is_cut()
             honest.goes_on()
         assert "Traceback" not in service.log
+
+
+TRICKLES: Final[dict[str, tuple[str, Callable[[int], RawConnection], bytes]]] = {
+    "a header": ("HEADER_TIMEOUT_S", with_bytes(REQUEST + b"x: "), b"a"),
+    "a preface": ("HEADER_TIMEOUT_S", with_bytes(PREFACE[:1]), b"R"),
+    "a frame of headers": ("HEADER_TIMEOUT_S", with_bytes(PREFACE + HEADERS_OF_16_KB), b"\x82"),
+    "continuations": ("HEADER_TIMEOUT_S", with_half_a_header_block, EMPTY_CONTINUATION),
+    "a body": ("BODY_TIMEOUT_S", with_bytes(REQUEST + b"content-length: 9999\r\n\r\n"), b"a"),
+    "chunks": (
+        *("BODY_TIMEOUT_S", with_bytes(REQUEST + b"transfer-encoding: chunked\r\n\r\n")),
+        b"1\r\na\r\n",
+    ),
+    "frames of a body": ("BODY_TIMEOUT_S", with_half_a_body, RawHttp2.data(1, b"\x81")),
+}
+
+
+@pytest.mark.parametrize("name", TRICKLES)
+def test_no_limit_begins_anew_with_every_byte(tmp_path: Path, name: str) -> None:
+    limit, connect, part = TRICKLES[name]
+    limits = {each: SHORT_S if each == limit else LONG_S for each in CUT_OFF}
+    with Service(tmp_path / "data", NO_DATABASE, ALLOW_NEW_WAL="true", **limits) as service:
+        service.start()
+        with connect(service.port) as connection, HonestClient(service) as honest:
+            connection.socket.settimeout(0.1)
+            received = b""
+
+            def has_ended() -> bool:
+                nonlocal received
+                if not connection.send(part):
+                    return True
+                with suppress(TimeoutError):
+                    more = connection.received()
+                    received += more
+                    return not more or b"body_timeout" in received
+                return False
+
+            # Each time it has waited for an answer, which sets the pace.
+            wait_for(has_ended, "it is cut off or refused", interval_s=0)
+            honest.goes_on()
 
 
 def all_are_cut(due: dict[str, RawConnection]) -> bool:

@@ -1,6 +1,8 @@
 """A small volume runs full under load: 507, the service lives, and goes on when there is room."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from tests.support.waiting import wait_for
 
 MIB: Final = 1 << 20
 ENTRY_BYTES: Final = 100_000
+CLIENTS: Final = 4
 SETTINGS: Final[dict[str, Any]] = {
     "AUTO_MIGRATE": "false",
     "WAL_SYNC": "fdatasync",
@@ -44,6 +47,22 @@ def await_room(conversation: Conversation, client: httpx.Client) -> None:
     assert client.get("/readyz").status_code == 200
 
 
+def in_all(
+    conversations: list[Conversation],
+    service: Service,
+    do: Callable[[Conversation, httpx.Client], None],
+) -> None:
+    """At the same time, so that requests of others wait for the log when one finds no room."""
+
+    def converse(conversation: Conversation) -> None:
+        with service.client() as client:
+            do(conversation, client)
+
+    with ThreadPoolExecutor(CLIENTS) as executor:
+        for _ in executor.map(converse, conversations):
+            pass
+
+
 @VOLUMES
 def test_a_full_volume_is_answered_507_until_something_else_gives_it_room(
     tmp_path: Path, database_url: str, kind: FileSystemKind, block_commands: str
@@ -56,15 +75,18 @@ def test_a_full_volume_is_answered_507_until_something_else_gives_it_room(
         with Service(volume / "data", nowhere, ALLOW_NEW_WAL="true", **settings) as service:
             service.log_path = tmp_path / "log"
             service.start()
-            conversation = Conversation(entries=1, size=ENTRY_BYTES)
+            conversations = [Conversation(entries=1, size=ENTRY_BYTES) for _ in range(CLIENTS)]
+            in_all(conversations, service, fill)
             with service.client() as client:
-                fill(conversation, client)
                 assert client.get("/healthz").status_code == 200
-                ballast.unlink()
-                await_room(conversation, client)
+            ballast.unlink()
+            in_all(conversations, service, await_room)
             assert "Traceback" not in service.log
             service.kill()
-            check_promise(conversation, service.data_dir, nowhere, ALLOW_NEW_WAL="true", **settings)
+            settings["ALLOW_NEW_WAL"] = "true"
+            for each in conversations:
+                others = [other for other in conversations if other is not each]
+                check_promise(each, service.data_dir, nowhere, others=others, **settings)
             service.start(DATABASE_URL=database_url)
             with service.client() as client:
                 flush(client)
