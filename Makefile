@@ -79,7 +79,7 @@ test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery 
 
 .PHONY: crash-syscalls
 crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its data, one run each (10 minutes)
-	@CRASH_SYSCALLS=1 $(BIN)/pytest tests/crash/test_syscall_kills.py $(ARGS)
+	@CRASH_SYSCALLS=1 $(BIN)/pytest tests/crash/test_syscall_kills.py tests/crash/test_syscall_errors.py $(ARGS)
 
 .PHONY: crash-states
 crash-states: $(DEVELOPING) ## Recover 200,000 crash states (CRASH_STATES=N; CRASH_SEED=N repeats a run)
