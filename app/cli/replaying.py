@@ -1,5 +1,6 @@
 """`journal replay`: the replay driver with a progress bar and a closing summary."""
 
+import asyncio
 from pathlib import Path
 from typing import TextIO
 
@@ -17,11 +18,12 @@ from rich.progress import (
 from rich.text import Text
 
 from app.cli.credentials import Credentials, connect, service_options
-from app.cli.interrupts import INTERRUPTED, run
 from app.client import JournalClient, Retry
 from app.errors import OperatingError
 from app.replay import FeedFile, ReplayPlan, Tally
 from app.replay import replay as replay_entries
+
+_INTERRUPTED = 130
 
 
 @click.command()
@@ -87,10 +89,10 @@ def replay(
     plan = ReplayPlan(batch=batch, in_flight=in_flight, limit=limit)
     try:
         with FeedFile(feed) as file:
-            run(_replay(file, client, plan, tally, acks))
+            asyncio.run(_replay(file, client, plan, tally, acks))
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        ctx.exit(INTERRUPTED)
+        ctx.exit(_INTERRUPTED)
     except OSError as error:
         raise OperatingError(str(error)) from error
     finally:

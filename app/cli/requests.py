@@ -1,5 +1,6 @@
 """Commands that make one call of the API and print its answer as JSON."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import BinaryIO
 
@@ -8,7 +9,6 @@ import msgspec
 from msgspec import Struct
 
 from app.cli.credentials import Credentials, connect, service_options
-from app.cli.interrupts import run
 from app.client import JSON, JournalClient, Retry
 
 
@@ -64,5 +64,5 @@ def _print_answer(
         async with client:
             return await call(client)
 
-    encoded = msgspec.json.encode(run(answer()))
+    encoded = msgspec.json.encode(asyncio.run(answer()))
     click.echo(msgspec.json.format(encoded, indent=2))

@@ -1,5 +1,6 @@
 """`journal verify`: whether a journal's blocks are what the cold key vouches for."""
 
+import asyncio
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.cli.credentials import Credentials, credential_options
-from app.cli.interrupts import INTERRUPTED, run
 from app.cli.options import database_of, given, settings_options
 from app.errors import JournalError
 from app.settings import EMBEDDED, load_settings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from app.verify.source import Extent
 
 _UNVERIFIABLE: Final = 2
+_INTERRUPTED: Final = 130
 _HASH_BYTES: Final = 32
 _ADDRESS_BYTES: Final = 20
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -116,7 +117,7 @@ def verify(ctx: click.Context, /, as_json: bool, credentials: Credentials, **opt
         report = _report(options, credentials)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        ctx.exit(INTERRUPTED)
+        ctx.exit(_INTERRUPTED)
     except JournalError as error:
         click.echo(f"journal: {' '.join(str(error).split())}", err=True)
         ctx.exit(_UNVERIFIABLE)
@@ -143,9 +144,9 @@ def _report(options: dict[str, Any], credentials: Credentials) -> "Report":
     )
     with _progress() as show:
         if request.source != EMBEDDED:
-            return run(verifying.run(request, show))
+            return asyncio.run(verifying.run(request, show))
         with database_of(settings.model_copy(update={"database_url": EMBEDDED})) as url:
-            return run(verifying.run(msgspec.structs.replace(request, source=url), show))
+            return asyncio.run(verifying.run(msgspec.structs.replace(request, source=url), show))
 
 
 @contextmanager

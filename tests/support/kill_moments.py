@@ -12,6 +12,8 @@ from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 # Tighter than a commit takes, so that a kill can fall between its write and its sync.
+# A segment is filled by a client that shares the processors with others.
+_SEGMENT_S: Final = 120.0
 _CLOSELY_S: Final = 0.0002
 _READY: Final = "entries can be acknowledged"
 # Less processor time than scanning and loading the duplicate index take.
@@ -42,7 +44,7 @@ def await_growth(service: Service, moment: Moment) -> None:
         wait_for(lambda: wal_end(wal_dir) > before, "the log grows", interval_s=_CLOSELY_S)
     elif moment is Moment.SEGMENT_BEGUN:
         names = _names(wal_dir)
-        wait_for(lambda: _names(wal_dir) != names, "a segment begins", interval_s=_CLOSELY_S)
+        wait_for(lambda: _names(wal_dir) != names, "a segment begins", _SEGMENT_S, _CLOSELY_S)
 
 
 def await_recovery(service: Service, rng: Random) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -216,6 +216,15 @@ async def test_a_bad_row_ends_a_replay_with_its_number(service: H2Service, feed:
     assert f"{feed}: row 150: action 'Z'" in result.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What runs in the background of a shell ignores SIGINT, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 async def test_ctrl_c_ends_a_replay_with_the_summary_so_far(service: H2Service, feed: Path) -> None:
     waiting = asyncio.Event()
     service.on_request = lambda: waiting.set() if len(service.bodies) == 3 else None
