@@ -12,9 +12,9 @@ from tests.support.service import Service
 from tests.support.waiting import wait_for
 
 # Tighter than a commit takes, so that a kill can fall between its write and its sync.
+_CLOSELY_S: Final = 0.0002
 # A segment is filled by a client that shares the processors with others.
 _SEGMENT_S: Final = 120.0
-_CLOSELY_S: Final = 0.0002
 _READY: Final = "entries can be acknowledged"
 # Less processor time than scanning and loading the duplicate index take.
 _RECOVERY_CPU_S: Final = 0.06
