@@ -3,14 +3,29 @@
 import logging
 import sys
 from datetime import UTC, datetime
+from enum import StrEnum
 from logging.config import dictConfig
 from typing import Any, Final
 
 import msgspec
 
-from app.settings import LogFormat, LogLevel
-
 _TEXT: Final = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+
+
+class LogFormat(StrEnum):
+    """How log lines look; the default depends on whether standard error is a terminal."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least severe level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class JsonFormatter(logging.Formatter):

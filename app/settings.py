@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.chain.pipeline import ALL_COMMANDS
 from app.environment import ENV_PREFIX, TOKEN_VARIABLE
 from app.errors import SettingsError
+from app.logs import LogFormat, LogLevel
 from app.model.rules import is_type_name
 
 # What a URL has between its user and its host.
@@ -43,22 +44,6 @@ class WalSync(StrEnum):
     AUTO = "auto"
     IO_URING = "io_uring"
     FDATASYNC = "fdatasync"
-
-
-class LogFormat(StrEnum):
-    """How log lines look; the default depends on whether standard error is a terminal."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least severe level that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
 
 
 def _check_database_url(url: str) -> str:

@@ -24,6 +24,7 @@ from app.errors import (
 )
 from app.logs import configure_logging
 from app.replication import migrations
+from app.replication.handover import ReplicationSettings
 from app.replication.link import (
     CATCHING_UP,
     DOWN,
@@ -38,7 +39,6 @@ from app.replication.link import (
 from app.replication.postgres import Sink
 from app.replication.rows import Progress
 from app.replication.tail import Chunk, Tail, missing
-from app.settings import Settings, load_settings
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
 
@@ -54,7 +54,7 @@ _IDLE_S: Final = 1.0
 class Replicator:
     """One environment's log into one database, for as long as the worker lives."""
 
-    def __init__(self, settings: Settings, wal_id: str, link: ReplicationEnd) -> None:
+    def __init__(self, settings: ReplicationSettings, wal_id: str, link: ReplicationEnd) -> None:
         self._settings = settings
         self._wal_id = wal_id
         self._link = link
@@ -237,7 +237,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the worker says when to end
     descriptor, wal_id = int(arguments[0]), arguments[1]
-    settings = load_settings()
+    settings = ReplicationSettings.taken_from(os.environ)
     configure_logging(settings.log_format, settings.log_level)
     link = ReplicationEnd(socket.socket(fileno=descriptor))
     try:

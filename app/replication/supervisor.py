@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
+from app.replication.handover import ReplicationSettings
 from app.replication.link import DOWN, Drain, Durable, Progressed, Status, WorkerEnd, socket_pair
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class ReplicationSupervisor:
         self,
         wal_id: str,
         durable_offset: int,
-        environ: Mapping[str, str],
+        settings: ReplicationSettings,
         on_progress: Callable[[Progressed], None],
         on_error: Callable[[], None],
         on_death: Callable[[], None],
@@ -41,7 +42,7 @@ class ReplicationSupervisor:
         self._durable = durable_offset
         self._told = 0
         self._teller: asyncio.TimerHandle | None = None
-        self._environ = dict(environ)
+        self._settings = settings
         self._on_progress = on_progress
         self._on_error = on_error
         self._on_death = on_death
@@ -124,7 +125,7 @@ class ReplicationSupervisor:
         descriptor = link.fileno()
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app.replication.process", str(descriptor), self._wal_id),
-            env={**os.environ, **self._environ},
+            env=self._settings.put_into(os.environ),
             pass_fds=(descriptor,),
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C at a terminal is for the service, which lets this process finish first.

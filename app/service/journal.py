@@ -17,6 +17,7 @@ from app.errors import DatabaseUnavailable, DiskFull, InvariantError, JournalErr
 from app.keys import open_signer
 from app.metrics import JournalMetrics
 from app.model.codec import PreparedRequest
+from app.replication.handover import ReplicationSettings
 from app.replication.link import Progressed, Status
 from app.replication.reader import Reader
 from app.replication.supervisor import ReplicationSupervisor
@@ -195,15 +196,10 @@ class Journal:
             on_fatal=stop_at_once,
         )
         self._writer.start()
-        environ = {
-            "JOURNAL_DATABASE_URL": dsn,
-            "JOURNAL_DATA_DIR": str(settings.data_dir.resolve()),
-            "JOURNAL_AUTO_MIGRATE": str(settings.migrates_at_start).lower(),
-        }
         self._replication = ReplicationSupervisor(
             opened.log.wal_id,
             opened.log.end,
-            environ,
+            ReplicationSettings.of(settings, dsn),
             on_progress=self._progressed,
             on_error=self.metrics.replication_errors.inc,
             on_death=self.metrics.replication_failures.inc,

@@ -175,7 +175,7 @@ def test_ingest_does_not_notice_that_the_way_to_postgres_is_slow(
     ):
         service.start()
         wait_for(is_streaming(service), "replication works")
-        for total, piece_bytes, pause_s in ((1000, 1 << 16, 0.02), (2000, 500, 0.0005)):
+        for total, piece_bytes, pause_s in ((1000, 1 << 16, 0.25), (2000, 500, 0.002)):
             proxy.slow_down(piece_bytes, pause_s)
             with ReplayProcess(
                 service.url, feed.path, tmp_path, "--batch", "10", "--limit", str(total)

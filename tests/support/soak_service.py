@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from app.embedded import START_TIMEOUT_S
+from app.replication.handover import ReplicationSettings
 from tests.support.service import Service
 from tests.support.soak_client import read_ledger
 from tests.support.waiting import wait_for
@@ -165,7 +166,8 @@ class SoakService(Service):
     @property
     def database_url(self) -> str:
         """Where its embedded Postgres listens, as its replication process was told."""
-        return psutil.Process(self.replication_pid).environ()["JOURNAL_DATABASE_URL"]
+        environ = psutil.Process(self.replication_pid).environ()
+        return ReplicationSettings.taken_from(environ).database_url
 
     def usage(self) -> Usage:
         """What all its processes hold, Postgres left out."""

@@ -24,6 +24,12 @@ def test_the_service_loads_neither_migrations_nor_a_client_nor_keystores() -> No
     assert not loaded & (MIGRATIONS | CLIENT | KEYSTORES | BULK)
 
 
+def test_the_replication_process_loads_what_it_needs_for_a_connection_alone() -> None:
+    loaded = loaded_by("import app.replication.process")
+    assert "asyncpg" in loaded
+    assert not loaded & (MIGRATIONS | {"pydantic", "fastapi", "granian"})
+
+
 def test_the_command_line_loads_the_command_that_is_asked_for() -> None:
     program = "from app.cli import main; main(['{}', '--help'], standalone_mode=False)"
     assert not loaded_by(program.format("serve")) & (MIGRATIONS | CLIENT | KEYSTORES)
