@@ -78,7 +78,7 @@ test-large: $(DEVELOPING) ## Run what takes too long for every change: recovery 
 	@TEST_LARGE=1 $(BIN)/pytest tests/crash/test_recovery_memory.py $(ARGS)
 
 .PHONY: crash-syscalls
-crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its data, one run each (10 minutes)
+crash-syscalls: $(DEVELOPING) ## Kill the service at every system call on its data, and fail calls with every error, one run each
 	@CRASH_SYSCALLS=1 $(BIN)/pytest tests/crash/test_syscall_kills.py tests/crash/test_syscall_errors.py $(ARGS)
 
 .PHONY: crash-states

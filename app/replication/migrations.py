@@ -37,7 +37,7 @@ def downgrade(dsn: str, revision: str) -> None:
 @cache
 def head_revision() -> str:
     """The revision that this version of the code needs."""
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - when called for
 
     head = ScriptDirectory.from_config(_config()).get_current_head()
     if head is None:
@@ -56,7 +56,7 @@ async def current_revision(connection: Connection) -> str | None:
 
 
 def _config() -> "Config":
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415 - when called for
 
     for place in _SCRIPT_PLACES:
         if (place / "env.py").is_file():
@@ -67,9 +67,9 @@ def _config() -> "Config":
 
 
 def _run(dsn: str, doing: str, revision: str) -> None:
-    from alembic import command  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from alembic import command  # noqa: PLC0415 - when called for
+    from alembic.util import CommandError  # noqa: PLC0415 - when called for
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - when called for
 
     config = _config()
     config.attributes["dsn"] = dsn
