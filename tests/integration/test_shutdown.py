@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.conftest import MakeService
 from tests.support.database import outage, query, value
+from tests.support.ends import await_ends
 from tests.support.http_entries import (
     MSGPACK,
     accepted,
@@ -28,13 +29,6 @@ from tests.support.waiting import wait_for
 def count(url: str) -> int:
     number: int = value(url, "SELECT count(*) FROM engine_commands")
     return number
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -182,11 +176,9 @@ def test_a_worker_that_is_killed_ends_the_service_with_a_failure_and_replication
     service = make_service().start()
     with service.client() as client:
         assert client.post("/flush").status_code == 200
-    replication, worker = service.replication_pid, service.worker_pid
-    killed = monotonic()
+    replication, worker = psutil.Process(service.replication_pid), service.worker_pid
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: is_gone(replication), "replication ends", 5)
-    assert monotonic() - killed < 1
+    await_ends([replication], timeout_s=1)
     assert service.wait(20) != 0
     service.start()
 
@@ -195,14 +187,14 @@ def test_a_supervisor_that_is_killed_takes_the_worker_along_once_it_has_drained(
     make_service: MakeService, database_url: str
 ) -> None:
     service = make_service(FLUSH_INTERVAL_MS=60_000).start()
-    worker = service.worker_pid
+    worker = psutil.Process(service.worker_pid)
     with service.client() as client:
         accepted(post(client, json_entry()))
         # Neither an idle connection nor a stream without an end keeps it.
         with service.client() as reader, reader.stream("GET", "/blocks/stream") as stream:
             assert stream.status_code == 200
             os.kill(service.pid, signal.SIGKILL)
-            wait_for(lambda: is_gone(worker), "the worker ends")
+            await_ends([worker])
     assert count(database_url) == 1
     service.wait()
     service.start()

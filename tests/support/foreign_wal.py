@@ -5,6 +5,7 @@ Written from the protocol's section 5 alone. It accepts no fault, for logs that 
 
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 import crcmod.predefined
 import msgpack
 from msgspec import NODEFAULT, Struct
-from msgspec.structs import fields
+from msgspec.structs import FieldInfo, fields
 
 _crc32c: Final = crcmod.predefined.mkPredefinedCrcFun("crc-32c")
 _DIGITS: Final = 20
@@ -75,7 +76,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Struct):
         return {
             field.encode_name: plain(item)
-            for field in fields(value)
+            for field in _fields(type(value))
             if (item := getattr(value, field.name)) != _default(field)
         }
     if isinstance(value, UUID):
@@ -85,6 +86,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return value
+
+
+@cache
+def _fields(kind: type[Struct]) -> tuple[FieldInfo, ...]:
+    return fields(kind)
 
 
 def _default(field: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Self
 import psutil
 
 from app.embedded import EmbeddedPostgres
+from tests.support.ends import await_ends
 
 
 class OwnPostgres:
@@ -47,5 +48,5 @@ class OwnPostgres:
         pid = int((self._directory / "postmaster.pid").read_text().split("\n", 1)[0])
         postmaster = psutil.Process(pid)
         os.kill(pid, signal.SIGQUIT)
-        postmaster.wait(30)
+        await_ends([postmaster])
         self._server.stop()

@@ -19,6 +19,7 @@ import psutil
 
 from app.embedded import START_TIMEOUT_S
 from app.replication.handover import ReplicationSettings
+from tests.support.ends import await_ends
 from tests.support.service import Service
 from tests.support.soak_client import read_ledger
 from tests.support.waiting import wait_for
@@ -182,7 +183,7 @@ class SoakService(Service):
         worker = psutil.Process(self.worker_pid)
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
-        worker.wait(60)  # it drains first
+        await_ends([worker], 60)  # it drains first
 
     def kill_worker(self) -> None:
         os.kill(self.worker_pid, signal.SIGKILL)

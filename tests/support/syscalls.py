@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import psutil
 import pytest
 
+from tests.support.ends import has_ended
 from tests.support.service import Service
 from tests.support.tools import tool
 from tests.support.waiting import wait_for
@@ -65,6 +66,7 @@ def attached(pid: int, output: Path, *options: str) -> Iterator[None]:
 
     If the process has ended by then, all of its trace is there.
     """
+    process = psutil.Process(pid)
     command = [tool("strace", "no process can be traced"), "-f", "-q", "-y", *options]
     with subprocess.Popen(
         [*command, "-o", str(output), "-p", str(pid)], stderr=subprocess.PIPE
@@ -74,7 +76,7 @@ def attached(pid: int, output: Path, *options: str) -> Iterator[None]:
             if tracer.poll() is not None and tracer.stderr is not None:
                 pytest.skip(f"strace can't attach here: {tracer.stderr.read().decode().strip()}")
             yield
-            if not psutil.pid_exists(pid):
+            if has_ended(process):
                 tracer.wait(30)
         finally:
             # Asked to end, strace would wait for threads that are dead but for it.
