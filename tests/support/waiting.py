@@ -31,4 +31,5 @@ def wait_for(
         waited_s = monotonic() - started
         if waited_s > timeout_s:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        pause.wait(interval_s or max(_INTERVAL_S, waited_s * _LATENESS))
+        rarely_s = max(_INTERVAL_S, waited_s * _LATENESS)
+        pause.wait(rarely_s if interval_s is None else interval_s)
