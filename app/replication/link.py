@@ -6,6 +6,7 @@ reads an end of file.
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -97,8 +98,9 @@ class ReplicationEnd:
         self._socket = end
 
     async def send(self, message: ToWorker) -> None:
-        """Send, waiting for room."""
-        await asyncio.get_running_loop().sock_sendall(self._socket, _encoder.encode(message))
+        """Send, waiting for room. That the worker is gone is told by `receive` alone."""
+        with suppress(ConnectionError):
+            await asyncio.get_running_loop().sock_sendall(self._socket, _encoder.encode(message))
 
     async def receive(self) -> ToReplication | None:
         """The next message; None when the worker is gone."""

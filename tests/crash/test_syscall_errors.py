@@ -1,7 +1,7 @@
 """System calls on the data directory fail: the outcome is that of the protocol's section 5.
 
-Nothing that was acknowledged is lost by any of it. In CI each call fails with one of its errors, by
-chance; `make crash-syscalls` tries them all.
+Nothing that was acknowledged is lost by any of it. In CI each call fails once, with an error and at
+a number by chance; `make crash-syscalls` tries them all.
 """
 
 import errno
@@ -66,7 +66,7 @@ class Case(NamedTuple):
     call: str
     path: str
     fault: str
-    when: str
+    when: int
     outcome: Outcome
 
     def __str__(self) -> str:
@@ -78,43 +78,44 @@ class Case(NamedTuple):
         return bool(name) and os.strerror(getattr(errno, name)) in log
 
 
-def faults(call: str, path: str, when: str, **outcomes: Outcome) -> list[Case]:
-    """One case for each error, named in upper case; `SHORT` is a call that does nothing at all."""
+def faults(call: str, path: str, *when: int, **outcomes: Outcome) -> list[Case]:
+    """One case for each error and number; `SHORT` is a call that does nothing at all."""
     return [
-        Case(call, path, "retval=0" if name == "SHORT" else f"error={name}", when, outcome)
+        Case(call, path, "retval=0" if name == "SHORT" else f"error={name}", number, outcome)
         for name, outcome in outcomes.items()
+        for number in when
     ]
 
 
 # `{next}` is the first segment that a running log begins. Calls are counted by thread.
 LOG_CASES: Final = [
     *faults(
-        *("pwrite64", FIRST, "3"),
+        *("pwrite64", FIRST, *range(1, 6)),
         ENOSPC=Outcome.FULL,
         EDQUOT=Outcome.FULL,
         EIO=Outcome.STOPS,
     ),
-    *faults("fdatasync", FIRST, "3", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
-    *faults("openat", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
-    *faults("pwrite64", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
-    *faults("fdatasync", "wal/{next}.wal.tmp", "1", ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("fdatasync", FIRST, *range(1, 6), EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
+    *faults("openat", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("pwrite64", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("fdatasync", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults(
-        *("rename", "wal/{next}.wal.tmp", "1"),
+        *("rename", "wal/{next}.wal.tmp", 1),
         ENOSPC=Outcome.FULL,
         EIO=Outcome.STOPS,
         EINTR=Outcome.STOPS,
     ),
-    *faults("openat", "wal/{next}.wal", "1", EMFILE=Outcome.STOPS),
-    *faults("fsync", "wal", "2", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
-    *faults("ftruncate", FIRST, "1", EIO=Outcome.STOPS),
+    *faults("openat", "wal/{next}.wal", 1, EMFILE=Outcome.STOPS),
+    *faults("fsync", "wal", 2, 3, EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
+    *faults("ftruncate", FIRST, 1, EIO=Outcome.STOPS),
     *faults(
-        *("fallocate", FIRST, "1"),
+        *("fallocate", FIRST, 1),
         EOPNOTSUPP=Outcome.LOGGED,
         ENOSPC=Outcome.LOGGED,
         EIO=Outcome.LOGGED,
     ),
     *faults(
-        *("write", "commitments/000004.log", "3"),
+        *("write", "commitments/000004.log", *range(2, 16)),
         EIO=Outcome.STOPS,
         ENOSPC=Outcome.LOGGED,
         EINTR=Outcome.UNNOTICED,
@@ -122,35 +123,35 @@ LOG_CASES: Final = [
     ),
 ]
 START_CASES: Final = [
-    *faults("mkdir", ".", "1", EROFS=Outcome.REFUSED),
-    *faults("mkdir", "wal", "1", ENOSPC=Outcome.REFUSED),
-    *faults("fsync", ".", "1", EIO=Outcome.REFUSED),
-    *faults("openat", "wal/lock", "1", EACCES=Outcome.REFUSED),
-    *faults("pwrite64", f"{FIRST}.tmp", "1", ENOSPC=Outcome.REFUSED),
-    *faults("fdatasync", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED),
-    *faults("rename", f"{FIRST}.tmp", "1", EIO=Outcome.REFUSED, EINTR=Outcome.REFUSED),
-    *faults("fsync", "wal", "1", EIO=Outcome.REFUSED),
+    *faults("mkdir", ".", 1, EROFS=Outcome.REFUSED),
+    *faults("mkdir", "wal", 1, ENOSPC=Outcome.REFUSED),
+    *faults("fsync", ".", 1, EIO=Outcome.REFUSED),
+    *faults("openat", "wal/lock", 1, EACCES=Outcome.REFUSED),
+    *faults("pwrite64", f"{FIRST}.tmp", 1, ENOSPC=Outcome.REFUSED),
+    *faults("fdatasync", f"{FIRST}.tmp", 1, EIO=Outcome.REFUSED),
+    *faults("rename", f"{FIRST}.tmp", 1, EIO=Outcome.REFUSED, EINTR=Outcome.REFUSED),
+    *faults("fsync", "wal", 1, EIO=Outcome.REFUSED),
     *faults(
-        *("fdatasync", "commitments/000004.log", "1"),
+        *("fdatasync", "commitments/000004.log", 1),
         EIO=Outcome.REFUSED,
         EINTR=Outcome.REFUSED,
     ),
 ]
 # Each request is followed by a flush here, and the log is given back.
 GIVING_BACK_CASES: Final = [
-    *faults("openat", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
-    *faults("pwrite64", "checkpoint.json.tmp", "1", ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
-    *faults("fdatasync", "checkpoint.json.tmp", "1", EIO=Outcome.LOGGED, ENOSPC=Outcome.UNNOTICED),
+    *faults("openat", "checkpoint.json.tmp", 1, ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
+    *faults("pwrite64", "checkpoint.json.tmp", 1, ENOSPC=Outcome.UNNOTICED, EIO=Outcome.LOGGED),
+    *faults("fdatasync", "checkpoint.json.tmp", 1, EIO=Outcome.LOGGED, ENOSPC=Outcome.UNNOTICED),
     *faults(
-        *("rename", "checkpoint.json.tmp", "1"),
+        *("rename", "checkpoint.json.tmp", 1),
         EIO=Outcome.LOGGED,
         EINTR=Outcome.LOGGED,
         ENOSPC=Outcome.UNNOTICED,
     ),
-    *faults("fsync", ".", "3", EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
-    *faults("unlink", FIRST, "1", EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
+    *faults("fsync", ".", 3, EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
+    *faults("unlink", FIRST, 1, EIO=Outcome.LOGGED, EINTR=Outcome.LOGGED),
     *faults(
-        *("fallocate", FIRST, "2"),
+        *("fallocate", FIRST, 2),
         EOPNOTSUPP=Outcome.LOGGED,
         EIO=Outcome.LOGGED,
         ENOSPC=Outcome.LOGGED,
@@ -159,8 +160,8 @@ GIVING_BACK_CASES: Final = [
 # A log of three segments is there at the start, which syncs its directory once. All of it is given
 # back by one thread.
 GIVEN_UP_CASES: Final = [
-    *faults("fsync", "wal", "2", EIO=Outcome.STOPS),
-    *faults("fdatasync", "commitments/000009.log", "1", EIO=Outcome.STOPS, EINTR=Outcome.STOPS),
+    *faults("fsync", "wal", 2, EIO=Outcome.STOPS),
+    *faults("fdatasync", "commitments/000009.log", 1, EIO=Outcome.STOPS, EINTR=Outcome.STOPS),
 ]
 
 
