@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -74,6 +75,12 @@ class JournalApp(FastAPI):
     turns: Turns
     bodies: Bodies
     calls_in_progress = 0
+    _description: bytes | None = None
+
+    def setup(self) -> None:
+        """FastAPI's own pages, but the description of the API is rendered once."""
+        self.add_route(str(self.openapi_url), self._describe, include_in_schema=False)
+        super().setup()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Dispatch a request."""
@@ -126,6 +133,11 @@ class JournalApp(FastAPI):
                 super().openapi(), journal.settings.max_entries, tokens_enforced=access.enforced
             )
         return self.openapi_schema
+
+    async def _describe(self, _: Request) -> Response:
+        if self._description is None:
+            self._description = bytes(JSONResponse(self.openapi()).body)
+        return Response(self._description, media_type=JSONResponse.media_type)
 
 
 def create_app(settings: Settings | None = None) -> JournalApp:

@@ -126,6 +126,14 @@ def read_resets(target: Target) -> None:
     send_for_ever(target, recorded(target, frames), at_once=8)
 
 
+def dear_calls(target: Target) -> None:
+    """The call that takes longest, a hundred at a time, each answer read."""
+    with target.http2() as connection:
+        calls = b"".join(connection.headers("GET", "/metrics", end=True)[1] for _ in range(STREAMS))
+    while again():
+        send_and_listen(target, calls)
+
+
 def continuations(target: Target) -> None:
     """Header blocks that never end: of frames that hold much, and of frames that hold nothing."""
     begun = HeadersFrame(1, data=b"\x82").serialize()
@@ -287,6 +295,7 @@ ATTACKS: Final[dict[str, Callable[[Target], None]]] = {
         slow_bodies,
         slow_streams,
         small_frames,
+        dear_calls,
         continuations,
         header_tables,
         settings,

@@ -1,8 +1,10 @@
-"""Calls begin one after another, a round of the event loop each: what is between gets its turn."""
+"""Calls begin one after another: what is between gets its turn, and as much time."""
 
 import asyncio
 import sys
+import time
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 
@@ -32,6 +34,24 @@ async def begun_in_each_round(turns: Turns, calls: int) -> list[int]:
 
 async def test_of_many_calls_one_begins_in_each_round_in_their_order() -> None:
     assert max(await begun_in_each_round(Turns(50), 50)) == 1
+
+
+async def test_behind_a_call_that_takes_long_others_than_calls_have_rounds_of_the_loop() -> None:
+    turns = Turns(50)
+    rounds = 0
+    begun_at: list[int] = []
+
+    async def call() -> None:
+        await turns.take()
+        begun_at.append(rounds)
+        time.sleep(0.05)  # noqa: ASYNC251 - it keeps the loop from everything else
+
+    calls = [asyncio.create_task(call()) for _ in range(3)]
+    while len(begun_at) < len(calls):
+        await asyncio.sleep(0)
+        rounds += 1
+    await asyncio.gather(*calls)
+    assert all(later - earlier > 5 for earlier, later in pairwise(begun_at))
 
 
 async def test_a_call_alone_does_not_wait() -> None:
