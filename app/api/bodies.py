@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from app.api.connections import SMALL_PART_BYTES
-from app.api.problems import HttpProblem
+from app.api.problems import HttpProblem, body_too_large
 from app.errors import Unavailable
 
 Message = MutableMapping[str, Any]
@@ -118,7 +118,7 @@ class Bodies:
             if reading.refusal is None:
                 self._leave(reading)
         if len(body) > self._max_body_bytes:
-            raise self.too_large()
+            raise body_too_large(self._max_body_bytes)
         return body
 
     async def discard(self, incoming: IncomingBody) -> None:
@@ -133,11 +133,6 @@ class Bodies:
             async with asyncio.timeout(_DISCARD_TIMEOUT_S):
                 while left_bytes > 0 and not incoming.complete:
                     left_bytes -= len(await incoming.part())
-
-    def too_large(self) -> HttpProblem:
-        """The refusal of a body that is over `max_body_bytes`."""
-        detail = f"the body is larger than {self._max_body_bytes} bytes"
-        return HttpProblem(413, "body_too_large", detail)
 
     def _began(self) -> _Reading:
         if len(self._unfinished) >= self._max_unfinished:

@@ -4,11 +4,8 @@ The FastAPI application hands these requests over before its own stack, and docu
 (`app.api.schema`).
 """
 
-import asyncio
 import logging
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
@@ -16,11 +13,12 @@ from typing import Any, Final
 from app.api.bodies import Bodies, IncomingBody, Message, Receive
 from app.api.connections import Connections, peer_of
 from app.api.formats import answers_msgpack, body_is_json, encode
-from app.api.problems import TRANSLATED, HttpProblem, problem_of
+from app.api.problems import TRANSLATED, HttpProblem, body_too_large, problem_of
+from app.api.scales import Scales
 from app.api.security import Guard
 from app.api.sockets import Peer
 from app.model.codec import RequestCodec
-from app.model.weight import check_weight, is_light
+from app.model.weight import is_light
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -31,7 +29,6 @@ Send = Callable[[Message], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 PATH: Final = "/entries"
-_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 
 
 class EntriesEndpoint:
@@ -44,14 +41,10 @@ class EntriesEndpoint:
         self._metrics = journal.metrics.http.route("POST", PATH)
         self._connections = connections
         self._max_body_bytes = settings.max_body_bytes
-        self._bodies = Bodies(
-            settings.max_body_bytes,
-            max(settings.max_queue_bytes, settings.max_body_bytes),
-            settings.body_timeout_s,
-        )
-        self._max_entries = settings.max_entries
+        most_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
+        self._bodies = Bodies(settings.max_body_bytes, most_bytes, settings.body_timeout_s)
+        self._scales = Scales(settings.max_body_bytes, settings.max_entries, most_bytes)
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
-        self._scales = ThreadPoolExecutor(1, "weighing")
         self._rejected = journal.metrics.rejected
         self._broken = self._rejected.labels("incomplete_body")
 
@@ -100,43 +93,18 @@ class EntriesEndpoint:
         json = body_is_json(headers.content_type)
         gzip = _is_gzip(headers.content_encoding)
         if headers.content_length > self._max_body_bytes:
-            raise self._bodies.too_large()
+            raise body_too_large(self._max_body_bytes)
         body = await self._bodies.read(incoming)
-        if gzip:
-            body = self._inflate(body)
-        if not is_light(body, self._max_body_bytes):
-            await self._weigh(body, json=json)
-        request = self._codec.prepare(body, json=json)
+        if gzip or not is_light(body, self._max_body_bytes):
+            async with self._scales.weighed(body, json=json, gzip=gzip) as plain:
+                request = self._codec.prepare(plain, json=json)
+                del plain
+        else:
+            request = self._codec.prepare(body, json=json)
         del body
         self._guard.charge(scope, grant, len(request.entries))
         with self._connections.waiting_for_disk(peer):
             return await self._journal.append(request)
-
-    async def _weigh(self, body: bytes | bytearray, *, json: bool) -> None:
-        """Weigh a body on a thread, one at a time: many would leave the loop no time of its own."""
-        check = partial(
-            check_weight,
-            body,
-            json=json,
-            max_body_bytes=self._max_body_bytes,
-            max_entries=self._max_entries,
-        )
-        await asyncio.get_running_loop().run_in_executor(self._scales, check)
-
-    def _inflate(self, body: bytes | bytearray) -> bytes:
-        """Decompress, never to more than a body may have."""
-        inflater = zlib.decompressobj(_GZIP_WINDOW)
-        try:
-            plain = inflater.decompress(body, self._max_body_bytes + 1)
-        except zlib.error as error:
-            raise HttpProblem(
-                400, "undecodable_body", f"the body is not valid gzip: {error}"
-            ) from None
-        if len(plain) > self._max_body_bytes:
-            raise self._bodies.too_large()
-        if not inflater.eof or inflater.unused_data:
-            raise HttpProblem(400, "undecodable_body", "the body is not one complete gzip stream")
-        return plain
 
 
 class _Headers:

@@ -33,6 +33,11 @@ class HttpProblem(Exception):
         self.headers = dict(headers or {})
 
 
+def body_too_large(max_body_bytes: int) -> HttpProblem:
+    """The refusal of a body that is over its limit."""
+    return HttpProblem(413, "body_too_large", f"the body is larger than {max_body_bytes} bytes")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of problem. `number` makes the `error_code`: status × 100 + number."""

@@ -62,12 +62,17 @@ _outline: Final = msgspec.msgpack.Decoder(_Outline)
 _entries: Final = msgspec.msgpack.Decoder(_Entries)
 
 
+def light_bytes(max_body_bytes: int) -> int:
+    """How long a light body may be."""
+    return max_body_bytes // _LIGHT_BODY
+
+
 def is_light(body: bytes | bytearray, max_body_bytes: int) -> bool:
     """Whether a body is so short that it can't be too large in memory: `check_weight` is at once.
 
     Else it may take a tenth of a second, and belongs in a thread of its own.
     """
-    return len(body) <= max_body_bytes // _LIGHT_BODY
+    return len(body) <= light_bytes(max_body_bytes)
 
 
 def check_weight(

@@ -1,5 +1,6 @@
 """What the HTTP/2 layer of the real server makes of hostile frames, while others are served."""
 
+import gzip
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -210,6 +211,28 @@ def test_large_bodies_that_never_end_are_bounded_together(
             assert send_bodies(connection, streams=STREAMS, size_bytes=2 * MIB) > 64 * MIB
         honest.goes_on()
         assert memory.extra_bytes < BOUND_BYTES
+
+
+def test_what_gzip_hides_in_many_bodies_at_once_is_not_unpacked_at_once(
+    attackers: Callable[..., RawHttp2], memory: WorkerMemory, honest: HonestClient
+) -> None:
+    """A gigabyte in a megabyte: one body after another, and no more of them than wait for it."""
+    numbers = b"\xdd" + (7 * MIB).to_bytes(4) + b"\xcc\x01" * (7 * MIB)
+    hiding = packed(msgpack_entry(pre_digest={"symbols": {"a": "PLACE"}}))
+    bomb = gzip.compress(hiding.replace(b"\xa5PLACE", numbers))
+    attacker = attackers()
+    streams = set()
+    for _ in range(64):
+        stream, headers = attacker.headers(more=(*BODY, ("content-encoding", "gzip")))
+        attacker.send(headers + attacker.data(stream, bomb, end=True))
+        streams.add(stream)
+    while streams:
+        honest.goes_on(1)
+        frame = next(frame for frame in attacker.frames() if "END_STREAM" in frame.flags)
+        assert isinstance(frame, DataFrame)
+        assert b'"error_code":413' in frame.data or b'"error_code":503' in frame.data
+        streams.remove(frame.stream_id)
+    assert memory.extra_bytes < BOUND_BYTES
 
 
 def send_bodies(connection: socket.socket, *, streams: int, size_bytes: int) -> int:
