@@ -45,8 +45,9 @@ from app.api.sockets import Peer
 from app.api.turns import Turns
 from app.errors import JournalError, SettingsError, Unavailable
 from app.logs import configure_logging
-from app.service.journal import EXIT_REFUSED, Journal
+from app.service.journal import EXIT_REFUSED, Journal, stop_at_once
 from app.settings import Settings, load_settings
+from app.tasks import start_lasting
 
 _log = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ async def _lifespan(app: JournalApp) -> AsyncIterator[None]:
     os.umask(_PRIVATE_UMASK)
     opening = asyncio.create_task(_open(journal), name="opening")
     _listen_to_supervisor(journal, app.state.access, opening)
-    watching = asyncio.create_task(app.connections.watch(), name="connections")
+    watching = start_lasting(app.connections.watch(), "connections", stop_at_once)
     yield
     watching.cancel()
     await opening

@@ -39,6 +39,7 @@ from app.replication.link import (
 from app.replication.postgres import Sink
 from app.replication.rows import Progress
 from app.replication.tail import Chunk, Tail, missing
+from app.tasks import start_lasting
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
 
@@ -67,7 +68,7 @@ class Replicator:
 
     async def run(self) -> None:
         """Replicate until drained; connection losses are retried, contradictions stop it."""
-        listener = asyncio.create_task(self._listen(), name="replication-link")
+        listener = start_lasting(self._listen(), "replication-link", _end_at_once)
         await self._next_news()
         delay_s = _FIRST_DELAY_S
         while True:
@@ -230,6 +231,13 @@ class Replicator:
             insert_s=insert_s,
         )
         await self._link.send(message)
+
+
+def _end_at_once(error: BaseException) -> None:
+    """Deaf to the worker, it would go on without it; it is started again."""
+    _log.critical("listening to the worker failed", exc_info=error)
+    logging.shutdown()
+    os._exit(1)
 
 
 def main(arguments: list[str]) -> int:

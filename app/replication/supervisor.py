@@ -11,6 +11,7 @@ from typing import Final
 
 from app.replication.handover import ReplicationSettings
 from app.replication.link import DOWN, Drain, Durable, Progressed, Status, WorkerEnd, socket_pair
+from app.tasks import start_lasting
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ReplicationSupervisor:
         on_progress: Callable[[Progressed], None],
         on_error: Callable[[], None],
         on_death: Callable[[], None],
+        on_fatal: Callable[[BaseException], None],
     ) -> None:
         self.status = Status(DOWN, "replication is starting")
         self._wal_id = wal_id
@@ -46,6 +48,7 @@ class ReplicationSupervisor:
         self._on_progress = on_progress
         self._on_error = on_error
         self._on_death = on_death
+        self._on_fatal = on_fatal
         self._end: WorkerEnd | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._draining = False
@@ -54,7 +57,7 @@ class ReplicationSupervisor:
 
     def start(self) -> None:
         """Start the process, and the task that watches over it."""
-        self._task = asyncio.create_task(self._watch(), name="replication-supervisor")
+        self._task = start_lasting(self._watch(), "replication-supervisor", self._on_fatal)
 
     @property
     def pid(self) -> int | None:

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from app import failpoints
 from app.errors import CorruptionError, DiskFull
 from app.replication.link import Progressed
+from app.tasks import start_lasting
 from app.wal.checkpoint import Checkpoint, write_checkpoint
 from app.wal.files import FileSystem
 from app.wal.log import NO_ROOM
@@ -89,8 +90,8 @@ class CheckpointKeeper:
 
     def start(self) -> None:
         """Start the task that writes."""
-        self._task = asyncio.create_task(self._run(), name="checkpoint-keeper")
-        self._task.add_done_callback(self._notice_death)
+        # Without it the log would only grow.
+        self._task = start_lasting(self._run(), "checkpoint-keeper", self._fail)
 
     def progressed(self, progress: Progressed) -> None:
         """Replication is at another place now; an earlier one, after a restored backup."""
@@ -131,9 +132,8 @@ class CheckpointKeeper:
         finally:
             self._thread.shutdown()
 
-    def _notice_death(self, task: "asyncio.Task[None]") -> None:
-        """Without a keeper the log would only grow: what ends it ends the service."""
-        if self._on_fatal and not task.cancelled() and (error := task.exception()) is not None:
+    def _fail(self, error: BaseException) -> None:
+        if self._on_fatal is not None:
             self._on_fatal(error)
 
     async def _run(self) -> None:

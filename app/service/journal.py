@@ -203,6 +203,7 @@ class Journal:
             on_progress=self._progressed,
             on_error=self.metrics.replication_errors.inc,
             on_death=self.metrics.replication_failures.inc,
+            on_fatal=stop_at_once,
         )
         self._replication.start()
 
@@ -438,11 +439,11 @@ class Journal:
 
 
 def stop_at_once(error: BaseException) -> None:
-    """End the process without acknowledging anything: the log can't be trusted any more."""
+    """End the process without acknowledging anything: what it needs can't be trusted any more."""
     if isinstance(error, JournalError):
         _log.critical("the log failed, stopping at once: %s", error)
     else:
-        _log.critical("the writer failed, stopping at once", exc_info=error)
+        _log.critical("an error that was not expected, stopping at once", exc_info=error)
     logging.shutdown()
     os._exit(EXIT_WAL_FAILED)
 

@@ -16,6 +16,7 @@ FLOORS: Final = {
     "errors": 0,
     "failpoints": 0,
     "logs": 0,
+    "tasks": 0,
     "model": 1,
     "chain": 2,
     "settings": 3,
