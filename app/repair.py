@@ -6,6 +6,7 @@ from collections.abc import Callable
 from app.errors import StartRefused
 from app.replication.reader import EnvironmentSummary, Reader
 from app.service.opening import ask_postgres, examine, lock_wal, open_store
+from app.service.ownership import check_ownership
 from app.settings import Settings, WalTail
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
@@ -29,6 +30,7 @@ def run(
     may be run again.
     """
     files = files or FileSystem()
+    check_ownership(settings)
     if not files.exists(settings.wal_dir):
         raise StartRefused(f"{settings.wal_dir} does not exist: there is nothing to repair")
     lock = lock_wal(files, settings)

@@ -1,5 +1,6 @@
 """Fixtures that any test may ask for."""
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -9,12 +10,19 @@ import pytest
 from tests.support.postgres_cluster import Cluster, running_cluster
 
 _RECURSION_LIMIT: Final = sys.getrecursionlimit()
+_USUAL_UMASK: Final = 0o022
 
 
 @pytest.fixture(autouse=True)
 def recursion_limit() -> None:
     """Undo what libraries that only tests import do to the limit, as `app.keystore` does."""
     sys.setrecursionlimit(_RECURSION_LIMIT)
+
+
+@pytest.fixture(autouse=True)
+def umask() -> None:
+    """Undo what `journal` does to the umask, where a test runs it in this process."""
+    os.umask(_USUAL_UMASK)
 
 
 @pytest.fixture(scope="session")

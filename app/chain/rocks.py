@@ -7,7 +7,6 @@ exchanges a full write buffer before RocksDB would do so in a write; a write tha
 returns at once (`no_slowdown`); the limits that slow writes down for compaction's sake are off.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from rocksdict import (
 )
 
 from app.errors import JournalError, StoreCorrupt, StoreFailed, StoreFull, WalLocked
-from app.wal.files import DIRECTORY_MODE, FileSystem
+from app.wal.files import FileSystem
 
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
@@ -40,7 +39,6 @@ _LEVEL_BYTES: Final = 32 * _MIB
 _OPEN_FILES: Final = 64
 _UNLIMITED: Final = 2**31 - 1
 _DEFAULT_FAMILY: Final = "default"
-_PRIVATE_UMASK: Final = 0o077
 _STALLED: Final = "Result incomplete"
 _LOCKED: Final = ("lock hold by current process", "/LOCK: Resource temporarily unavailable")
 _DAMAGED: Final = ("Corruption:", "Invalid argument:", "No such file or directory")
@@ -77,11 +75,10 @@ class Rocks:
     def open(cls, path: Path) -> "Rocks":
         """Open the database in directory `path`, or create it where there is none.
 
-        Files are made with mode 0600 while this runs; later ones as the process's umask says.
+        RocksDB makes files as the process's umask lets it, which must keep others out.
         Raises `StoreCorrupt`, `StoreFull`, `StoreFailed`; `WalLocked` when it is open elsewhere.
         """
         options = _options()
-        umask = os.umask(_PRIVATE_UMASK)
         try:
             _check_directory(path)
             # Without its own entry the family would take the options it was last opened with.
@@ -90,8 +87,6 @@ class Rocks:
             raise
         except Exception as error:
             raise _translation(path, str(error)) from error
-        finally:
-            os.umask(umask)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key; None when there is none."""
@@ -242,9 +237,8 @@ class Rocks:
 
 
 def _check_directory(path: Path) -> None:
-    """Make the directory private. Refuse one that lost its files: RocksDB would begin anew."""
+    """Create the directory. Refuse one that lost its files: RocksDB would begin anew."""
     FileSystem().make_directory(path)
-    path.chmod(DIRECTORY_MODE)
     files = list(path.iterdir())
     if path / _CURRENT not in files and any(file.suffix in _DATA_SUFFIXES for file in files):
         raise StoreCorrupt(str(path), f"{_CURRENT} is missing beside files that hold data")

@@ -3,6 +3,7 @@
 0: done. 1: refused, failed or given up. 2: a setting or an argument is not allowed. 130: Ctrl-C.
 """
 
+import os
 from importlib import import_module
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ import click
 
 from app.errors import JournalError, SettingsError
 
+# What a command makes, with whatever library, is its user's alone.
+_PRIVATE_UMASK: Final = 0o077
 # Each command, and the module that holds it under its name.
 _COMMANDS: Final = {
     "adopt": "operator",
@@ -108,3 +111,4 @@ def main() -> None:
     Settings are environment variables with the prefix JOURNAL_, or options of the same names:
     `journal serve --help` lists them all.
     """  # noqa: D301 - the escape is click's
+    os.umask(_PRIVATE_UMASK)

@@ -42,7 +42,11 @@ def given(options: Mapping[str, str | bool | None]) -> dict[str, Any]:
 
 @contextmanager
 def database_of(settings: Settings) -> Iterator[str]:
-    """The URL of the database; the embedded one is started for the time, unless it runs already."""
+    """The URL of the database; the embedded one is started for the time, unless it runs already.
+
+    Raises `StartRefused` where that would be in another user's data directory: root would hand the
+    database over to a user of its own.
+    """
     if not settings.embedded:
         yield settings.database_url
         return
@@ -50,11 +54,13 @@ def database_of(settings: Settings) -> Iterator[str]:
         EmbeddedPostgres,
         running_url,
     )
+    from app.service.ownership import check_ownership  # noqa: PLC0415 - likewise
 
     directory = settings.data_dir / "postgres"
     if (url := running_url(directory)) is not None:
         yield url
         return
+    check_ownership(settings)
     postgres = EmbeddedPostgres(directory)
     try:
         yield postgres.start()

@@ -13,7 +13,7 @@ from typing import Final
 
 from app.errors import StartRefused
 from app.settings import Settings
-from app.wal.segments import SUFFIX
+from app.wal.reserve import NAME as RESERVE_NAME
 
 # Permissions that nobody but the owner may have.
 _OTHERS: Final = 0o077
@@ -29,10 +29,12 @@ def check_ownership(settings: Settings) -> None:
     looks after its own directory, and refuses likewise.
     """
     _check(settings.data_dir, _OTHERS_ON_THE_WAY, "0700")
+    for file in (settings.checkpoint_path, settings.data_dir / RESERVE_NAME):
+        _check(file, _OTHERS, "0600")
     for directory in (settings.wal_dir, settings.commitments_dir):
         _check(directory, _OTHERS, "0700")
-    for file in (settings.checkpoint_path, *_segments(settings.wal_dir)):
-        _check(file, _OTHERS, "0600")
+        for file in _files(directory):
+            _check(file, _OTHERS, "0600")
 
 
 def _check(path: Path, forbidden: int, allowed: str) -> None:
@@ -53,7 +55,7 @@ def _check(path: Path, forbidden: int, allowed: str) -> None:
         )
 
 
-def _segments(directory: Path) -> Iterator[Path]:
-    """What is read of the log; drafts and copies of torn tails are not."""
+def _files(directory: Path) -> Iterator[Path]:
+    """All files in a directory; none of ours holds another (`lost+found` of a volume may be)."""
     if directory.is_dir():
-        yield from sorted(directory.glob(f"*{SUFFIX}"))
+        yield from (path for path in sorted(directory.iterdir()) if not path.is_dir())

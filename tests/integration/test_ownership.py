@@ -1,6 +1,7 @@
 """What the service keeps is its user's alone, and what is not is not served."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def test_everything_is_made_for_the_owner_alone_whatever_the_umask_and_refused_w
     assert f"{segment} has the mode 0640" in log
     assert "Traceback" not in log
     assert stat.S_IMODE(segment.stat().st_mode) == 0o640
+
+
+def test_commands_that_make_a_store_make_it_for_the_owner_alone(make_service: MakeService) -> None:
+    """RocksDB, which makes its files, knows of no mode but the umask, which is the usual one."""
+    service = make_service(BLOCK_COMMANDS="*").start()
+    with service.client() as client:
+        accepted(post(client, json_entry(command_type="Tick")))
+        flush(client)
+    assert service.terminate() == 0
+    for command in (["commitments", "rebuild"], ["adopt", "--yes"]):
+        if command[0] == "adopt":
+            shutil.rmtree(service.data_dir)
+        done = service.command(*command)
+        assert done.returncode == 0, done.stderr
+        for name, mode in modes(service.data_dir).items():
+            is_directory = (service.data_dir.parent / name).is_dir()
+            assert oct(mode) == oct(0o700 if is_directory else 0o600), (command, name)
+        assert list((service.data_dir / "commitments").glob("*.sst"))

@@ -1,5 +1,6 @@
 """`journal wal repair`: it cuts a tail, after a look and a copy, once; and nothing else, ever."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def torn(wal: WrittenWal) -> None:
 
 def torn_genesis(wal: WrittenWal) -> None:
     truncate(wal.genesis[-1].path, 11)
+
+
+@pytest.fixture(autouse=True)
+def umask() -> None:
+    """As the service writes, for itself alone."""
+    os.umask(0o077)
 
 
 Damage = Callable[[WrittenWal], None]
@@ -240,6 +247,22 @@ def test_a_running_service_keeps_its_log_to_itself(tmp_path: Path) -> None:
         assert "in use by another process" in refused(wal, WalLocked)
     finally:
         files.close(lock)
+
+
+def test_what_others_may_read_or_write_is_not_opened(tmp_path: Path) -> None:
+    """Nor is a PostgreSQL started beside it: as root, that would change whose the database is."""
+    wal = make_wal(tmp_path, wrong_crc)
+    store = wal.settings.commitments_dir
+    store.mkdir(mode=0o700)
+    (store / "000004.log").touch()
+    (store / "000004.log").chmod(0o644)
+    assert f"{store / '000004.log'} has the mode 0644" in refused(wal, StartRefused)
+    before = snapshot(tmp_path)
+    options = ["--data-dir", str(tmp_path), "--environment", ENVIRONMENT, "--yes"]
+    result = CliRunner().invoke(main, ["wal", "repair", *options])
+    assert result.exit_code == 1
+    assert f"{store / '000004.log'} has the mode 0644" in result.stderr
+    assert snapshot(tmp_path) == before
 
 
 def test_a_directory_without_a_log_is_left_as_it_is(tmp_path: Path) -> None:

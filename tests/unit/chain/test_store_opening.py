@@ -1,6 +1,5 @@
 """A commitment store is opened whole, alone and by its own environment, or not at all."""
 
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,17 +31,6 @@ def test_a_newer_format_is_refused(store: CommitmentStore, path: Path) -> None:
 def test_only_one_may_have_the_store_open(store: CommitmentStore, path: Path) -> None:
     with pytest.raises(WalLocked):
         open_store(path)
-
-
-def test_nobody_else_may_read_the_store(path: Path) -> None:
-    path.mkdir(parents=True)
-    path.chmod(0o755)
-    store = open_store(path)
-    apply(store, [command(0)])
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    for file in path.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
-    store.close()
 
 
 @pytest.mark.parametrize("name", ["OPTIONS*", "IDENTITY", "*.json", "LOG"])
