@@ -22,8 +22,9 @@ from app.errors import SettingsError
 from app.logs import LogFormat, LogLevel
 from app.model.rules import is_type_name
 
-# What a URL has between its user and its host.
-_PASSWORD: Final = re.compile(r"(//[^/@:]*:)[^@]*@")
+# What a URL has between its user and its host, and all behind a `password=`, in a URL or a list.
+_USER_PASSWORD: Final = re.compile(r"(//[^/@:]*:).*@", re.DOTALL)
+_NAMED_PASSWORD: Final = re.compile(r"(password\s*=).*", re.IGNORECASE | re.DOTALL)
 EMBEDDED: Final = "embedded"
 _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
@@ -263,7 +264,8 @@ def _first_line(error: ValidationError) -> str:
     if not fault["loc"]:
         return message
     field = str(fault["loc"][0])
-    value = _PASSWORD.sub(r"\1…@", str(fault["input"]))
+    value = _NAMED_PASSWORD.sub(r"\1…", str(fault["input"]))
+    value = _USER_PASSWORD.sub(r"\1…@", value)
     return f"{setting_name(field)}={value!r}: {message}"
 
 

@@ -203,7 +203,9 @@ def test_a_kill_at_any_call_of_a_recovery_keeps_the_promise_to_the_earlier_lives
     last = max(wal_dir.glob("*.wal"))
     with last.open("ab") as segment:
         segment.write((6000).to_bytes(4, "little") + bytes(3000))
-    (wal_dir / f"{last.name}.tmp").write_bytes(b"a draft")
+    draft = wal_dir / f"{last.name}.tmp"
+    draft.touch(mode=0o600)
+    draft.write_bytes(b"a draft")
     (service.data_dir / "checkpoint.json.tmp").write_bytes(b"{")
     shutil.rmtree(service.data_dir / "commitments")
 

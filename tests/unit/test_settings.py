@@ -198,8 +198,19 @@ def test_every_setting_says_what_it_means(field: str) -> None:
     assert setting_name(field) == f"JOURNAL_{field.upper()}"
 
 
-def test_the_password_in_a_refused_database_url_is_not_shown() -> None:
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mysql://user:hunter2@host/db", "mysql://user:…@host/db"),
+        ("mysql://user:/hunter2@hunter2/@host/db", "mysql://user:…@host/db"),
+        ("mysql://host/db?user=u&password=hunter2@", "mysql://host/db?user=u&password=…"),
+        ("mysql://h:5432/db?password=hunter2@hunter2", "mysql://h:5432/db?password=…"),
+        ("mysql://u:hunter2@h/db?sslpassword=hunter2", "mysql://u:…@h/db?sslpassword=…"),
+        ("host=h PASSWORD = 'hunter2 hunter2' user=u", "host=h PASSWORD =…"),
+    ],
+)
+def test_the_password_in_a_refused_database_url_is_not_shown(url: str, shown: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings(database_url="mysql://user:hunter2@host/db")
+        load_settings(database_url=url)
     assert "hunter2" not in str(caught.value)
-    assert "mysql://user:…@host/db" in str(caught.value)
+    assert f"JOURNAL_DATABASE_URL='{shown}':" in str(caught.value)
