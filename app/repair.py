@@ -19,15 +19,16 @@ from app.wal.sync import FdatasyncSyncer
 def run(
     settings: Settings,
     database_url: str,
-    confirm: Callable[[str], None],
+    confirm: Callable[[str, bool], None],
     files: FileSystem | None = None,
 ) -> str:
     """Look at the log and cut its tail, if it is one; returns a line that says what was done.
 
-    `confirm` is given the evidence and what would be cut, and raises to stop it. Raises
-    `CorruptionError` for anything that is not a tail, `StartRefused` where there is no log, and
-    `WalLocked` while a service runs on it; nothing is changed then. After a crash in the middle it
-    may be run again.
+    `confirm` is given the evidence and what would be cut, and whether Postgres could be asked; it
+    raises to stop it. Raises `CorruptionError` for anything that is not a tail, `StartRefused`
+    where there is no log, or one that others may read or write, and `WalLocked` while a service
+    runs on it; log and checkpoint are not changed then. The commitment store holds the same after
+    it, though to open it changes its files. After a crash in the middle it may be run again.
     """
     files = files or FileSystem()
     check_ownership(settings)
@@ -50,7 +51,8 @@ def run(
             raise corruption(scan, evidence)
         if verdict is Verdict.CLEAN:
             return f"the log ends cleanly at offset {scan.end}: there is nothing to repair"
-        confirm(_describe(scan, evidence, was_asked=held is not None))
+        was_asked = held is not None
+        confirm(_describe(scan, evidence, was_asked=was_asked), was_asked)
         aside = cut_tail(files, scan, FdatasyncSyncer(files))
         return f"cut at offset {scan.end} and synced; what was cut is in {aside}"
     finally:

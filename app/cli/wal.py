@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from app.cli.options import database_of, given, settings_options
+from app.errors import StartRefused
 from app.settings import load_settings
 from app.wal.files import FileSystem
 from app.wal.inspect import DAMAGE, Finding, Totals, findings
@@ -52,18 +53,28 @@ def inspect(
 @wal.command()
 @settings_options("data_dir", "database_url", "environment")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def repair(yes: bool, **options: str | bool | None) -> None:
+@click.option(
+    "--without-postgres",
+    is_flag=True,
+    help="With --yes: cut also when Postgres can't be reached, which may know that the record was "
+    "acknowledged.",
+)
+def repair(yes: bool, without_postgres: bool, **options: str | bool | None) -> None:
     """Cut a damaged last record off, if nothing shows that it was ever acknowledged.
 
-    What is cut is copied aside first. Anything that is not a tail is refused and left as it is. The
-    service must not be running.
+    Checkpoint, commitment store and Postgres are asked what was. What is cut is copied aside first.
+    Anything that is not a tail is refused and left as it is. The service must not be running.
     """
     settings = load_settings(**given(options))
 
-    def confirm(finding: str) -> None:
+    def confirm(finding: str, was_asked: bool) -> None:
         click.echo(finding)
         if not yes:
             click.confirm("Go on?", abort=True)
+        elif not (was_asked or without_postgres):
+            raise StartRefused(
+                "Postgres may hold what would be cut: start it, or add --without-postgres"
+            )
 
     from app import repair as repairing  # noqa: PLC0415 - loads the whole service
 

@@ -63,7 +63,11 @@ def test_a_record_that_postgres_holds_is_no_tail_though_nothing_follows_it(
     with segment.open("r+b") as file:
         file.truncate(end)
     before = snapshot(segment.parent)
-    result = service.command("wal", "repair", "--yes")
+    away = service.command("wal", "repair", "--yes", "--database-url", NOWHERE)
+    assert away.returncode == 1
+    assert "--without-postgres" in away.stderr
+    assert snapshot(segment.parent) == before
+    result = service.command("wal", "repair", "--yes", "--without-postgres")
     assert result.returncode == 1
     assert f"{segment.name}: offset {offset}" in result.stderr
     assert f"the progress row in Postgres shows that the log was durable up to {end}" in (

@@ -70,7 +70,12 @@ def database_that_is_away(settings: Settings) -> str:
 def run(wal: WrittenWal, files: FileSystem | None = None) -> tuple[str, str]:
     """Repair; returns what was shown before, and what was said at the end."""
     shown: list[str] = []
-    said = repair.run(wal.settings, database_that_is_away(wal.settings), shown.append, files)
+
+    def confirm(finding: str, was_asked: bool) -> None:
+        assert not was_asked
+        shown.append(finding)
+
+    said = repair.run(wal.settings, database_that_is_away(wal.settings), confirm, files)
     return "".join(shown), said
 
 
@@ -163,9 +168,23 @@ def test_it_asks_and_changes_nothing_without_a_yes(tmp_path: Path) -> None:
     assert "the CRC-32C does not match" in result.stdout
     assert "Go on?" in result.stdout
     assert snapshot(tmp_path) == before
-    result = command(wal, "--yes")
+    result = command(wal, "--yes", "--without-postgres")
     assert result.exit_code == 0
     assert "Go on?" not in result.stdout
+    assert f"cut at offset {wal.records[-1].offset} and synced" in result.stdout
+
+
+def test_a_yes_from_before_is_none_to_a_postgres_that_can_not_be_asked(tmp_path: Path) -> None:
+    """Without `--yes` who is asked reads that it could not be."""
+    wal = make_wal(tmp_path, wrong_crc)
+    before = snapshot(tmp_path)
+    result = command(wal, "--yes")
+    assert result.exit_code == 1
+    assert "Postgres, which might know of more, could not be asked" in result.stdout
+    assert result.stderr.splitlines()[-1].endswith("or add --without-postgres")
+    assert snapshot(tmp_path) == before
+    result = command(wal, answer="y\n")
+    assert result.exit_code == 0
     assert f"cut at offset {wal.records[-1].offset} and synced" in result.stdout
 
 
