@@ -1,6 +1,6 @@
 """Who may call the service: the tokens in force, what each may do, and how much.
 
-All of it runs on the event loop. Without TOKENS_FILE everybody may do everything.
+All of it runs on the event loop. Without TOKENS_FILE everybody on this machine may do everything.
 """
 
 import logging
@@ -57,10 +57,20 @@ class Grant(NamedTuple):
 
 
 class Access:
-    """The tokens in force. `now_s` is Unix time."""
+    """The tokens in force. `now_s` is Unix time.
 
-    def __init__(self, path: Path | None, now_s: Callable[[], float] = time.time) -> None:
+    Where there are none, clients on other machines are let in only if `allow_anonymous`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        now_s: Callable[[], float] = time.time,
+        *,
+        allow_anonymous: bool = False,
+    ) -> None:
         self.enforced = path is not None
+        self.local_only = path is None and not allow_anonymous
         self._path = path
         self._now_s = now_s
         self._grants: dict[bytes, Grant] = {}

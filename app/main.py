@@ -147,7 +147,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
     Settings come from the environment unless given. Raises `SettingsError`.
     """
     settings = settings or load_settings()
-    access = Access(settings.tokens_file)
+    access = Access(settings.tokens_file, allow_anonymous=settings.allow_anonymous)
     access.load()
     guard = Guard(access)
     journal = Journal(settings)

@@ -115,7 +115,7 @@ async def stream_blocks(
         raise Unavailable(f"{streams.limit} block streams are open, and no more are served")
     behind = after if last_event_id is None else last_event_id
     guard: Guard = request.app.state.guard
-    may_read = partial(guard.trusts, authorization_of(request))
+    may_read = partial(guard.trusts, request.scope, authorization_of(request))
     return _BlockStream(streams, block_events(source, behind, may_read))
 
 

@@ -60,6 +60,7 @@ _KINDS: Final = (
     Kind(401, 2, "token_invalid", "The token is not known"),
     Kind(401, 3, "token_expired", "The token has expired"),
     Kind(403, 1, "scope_missing", "The token does not allow this"),
+    Kind(403, 2, "not_local", "Other machines need a token"),
     Kind(400, 2, "incomplete_body", "The body did not arrive", retriable=True),
     Kind(404, 1, "not_found", "There is no such resource"),
     Kind(404, 2, "unknown_entry", "No entry has this request_uuid"),

@@ -171,7 +171,7 @@ async def get_readiness(request: Request) -> Response:
     """
     ready, parts = journal_of(request).readiness()
     guard: Guard = request.app.state.guard
-    if not guard.trusts(authorization_of(request)):
+    if not guard.trusts(request.scope, authorization_of(request)):
         parts = {name: {"state": part["state"]} for name, part in parts.items()}
     return answer(request, {"ready": ready, "parts": parts}, 200 if ready else 503)
 

@@ -5,6 +5,7 @@ Every path needs the scope `read`, save those named here: what no line mentions 
 
 import math
 from collections.abc import MutableMapping
+from functools import lru_cache
 from typing import Any, Final, NoReturn
 
 from prometheus_client import Counter
@@ -14,11 +15,13 @@ from starlette.types import ASGIApp, Receive, Send
 from app.access import Access, Grant, RefusalLog
 from app.api.answers import documented, problem_response
 from app.api.problems import HttpProblem, problem_of
+from app.settings import is_loopback
 from app.tokens import PREFIX, Scope, digest_of, id_of
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 WRITING: Final = frozenset({("POST", "/entries"), ("POST", "/flush")})
 _SHOWN_CHARACTERS: Final = 100
+_IPV4_AS_IPV6: Final = "::ffff:"
 
 AsgiScope = MutableMapping[str, Any]
 
@@ -38,10 +41,14 @@ class Guard:
     def admit(self, scope: AsgiScope, authorization: bytes, needed: Scope) -> Grant | None:
         """The grant of the token in `authorization`; None where no tokens are in force.
 
+        `journal serve` listens on loopback alone, then; other servers are told elsewhere where to.
         `authorization` is the value of the header, the values of several joined by commas. Raises a
         401 or 403. Nothing of the body needs to have been read.
         """
         if not self._access.enforced:
+            if self._access.local_only and not _is_local(scope):
+                detail = "without TOKENS_FILE only this machine is served"
+                self._refuse(scope, 403, "not_local", detail, "nobody", "")
             return None
         token = _bearer_token(authorization)
         grant = self._access.find(token)
@@ -69,10 +76,10 @@ class Guard:
             raise HttpProblem(429, "over_quota", detail, {"retry-after": str(math.ceil(wait_s))})
         grant.quota.take(entries)
 
-    def trusts(self, authorization: bytes) -> bool:
+    def trusts(self, scope: AsgiScope, authorization: bytes) -> bool:
         """Whether the sender may read what an `OPEN` path does not tell to everybody."""
         if not self._access.enforced:
-            return True
+            return not self._access.local_only or _is_local(scope)
         grant = self._access.find(_bearer_token(authorization))
         return grant is not None and Scope.READ in grant.scopes and not self._access.expired(grant)
 
@@ -149,6 +156,17 @@ def _bearer_token(authorization: bytes) -> bytes:
     """The token of the header; empty where there is none, or another scheme."""
     scheme, _, token = authorization.partition(b" ")
     return token.strip(b" ") if scheme.lower() == b"bearer" else b""
+
+
+def _is_local(scope: AsgiScope) -> bool:
+    """Whether the client is on this machine. One without an address came by a Unix socket."""
+    client = scope.get("client")
+    return not client or not client[0] or _is_of_this_machine(client[0])
+
+
+@lru_cache(maxsize=256)
+def _is_of_this_machine(host: str) -> bool:
+    return is_loopback(host.removeprefix(_IPV4_AS_IPV6))
 
 
 def _shown(grant: Grant) -> str:

@@ -68,3 +68,28 @@ def test_who_shows_no_token_is_nobody(
     (record,) = caplog.records
     assert "by nobody, from 192.0.2.1" in record.getMessage()
     assert not _ID.search(record.getMessage())
+
+
+def is_let_in(guard: Guard, client: tuple[str, int] | None) -> bool:
+    scope: dict[str, Any] = {"method": "POST", "path": "/entries", "client": client}
+    try:
+        guard.admit(scope, b"", Scope.WRITE)
+    except HttpProblem as refused:
+        if (refused.status, refused.reason) != (403, "not_local"):
+            raise
+        return guard.trusts(scope, b"")
+    return guard.trusts(scope, b"")
+
+
+@pytest.mark.parametrize(
+    "client", [("127.0.0.1", 1), ("127.9.9.9", 1), ("::1", 1), ("::ffff:127.0.0.1", 1), None]
+)
+def test_without_tokens_this_machine_is_let_in(client: tuple[str, int] | None) -> None:
+    assert is_let_in(Guard(Access(None)), client)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "testclient"])
+def test_without_tokens_other_machines_are_let_in_only_where_everybody_is(host: str) -> None:
+    """Whatever address the server listens on, which may not be the service's own."""
+    assert not is_let_in(Guard(Access(None)), (host, 1))
+    assert is_let_in(Guard(Access(None, allow_anonymous=True)), (host, 1))
