@@ -137,7 +137,8 @@ class JournalApp(FastAPI):
 
     async def _describe(self, _: Request) -> Response:
         if self._description is None:
-            self._description = bytes(JSONResponse(self.openapi()).body)
+            rendered = await asyncio.to_thread(lambda: JSONResponse(self.openapi()).body)
+            self._description = bytes(rendered)
         return Response(self._description, media_type=JSONResponse.media_type)
 
 

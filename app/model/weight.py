@@ -94,21 +94,31 @@ def check_weight(
     if len(body) > max_body_bytes // _LARGE_BODY:
         _check_parts(body, max_body_bytes)
     limit = max_body_bytes // _ENTRY_VALUES
-    try:
-        entries, outline = _entries.decode(body).entries, _outline.decode(body).entries
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # The decoder will find the fault too, but perhaps not before it has decoded the rest.
-        entries, outline = [Raw(body)], []
     # A value of any kind may also be in a wrong place, or hidden behind another of the same key.
-    for entry in entries:
+    for entry in _entries_of(body):
         if len(entry) > max_body_bytes // _LIGHT_ENTRY and count_values(entry, limit) > limit:
             raise _too_many(limit)
+    try:
+        outline = _outline.decode(body).entries
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The decoder will find the fault too, but perhaps not before it has decoded the rest.
+        if count_values(body, limit) > limit:
+            raise _too_many(limit) from None
+        return
     limit = max_body_bytes // _SYMBOLS_VALUES
     symbols = _ARRAY_OF_MANY + b"".join(
         [digest.symbols for each in outline for digest in (each.pre_digest, each.post_digest)]
     )
     if len(symbols) > max_body_bytes // _LIGHT_BODY and count_values(symbols, limit) > limit:
         raise _too_many(limit)
+
+
+def _entries_of(body: bytes | bytearray) -> list[Raw]:
+    """The entries as they are; all of the body for one where it does not decode."""
+    try:
+        return _entries.decode(body).entries
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [Raw(body)]
 
 
 def count_values(data: bytes | bytearray, limit: int) -> int:

@@ -87,6 +87,10 @@ BOMBS: Final[dict[str, tuple[Callable[[], bytes], str, int]]] = {
     "empty maps in symbols, in json": (lambda: in_json(b"{}", **symbols(PLACE)), JSON, 413),
     "a little in each entry": (
         lambda: packed(*[msgpack_entry(**symbols([{}] * 1500))] * 9000), MSGPACK, 413),
+    "a little in each entry, and a fault in the last": (
+        lambda: packed(
+            *[msgpack_entry(**symbols([{}] * 1500))] * 9000, msgpack_entry(pre_digest=1)
+        ), MSGPACK, 413),
     "in place of a hash": (lambda: filled(b"\x80", command_identity_hash=PLACE), MSGPACK, 413),
     "events": (lambda: filled(EVENT, events=PLACE), MSGPACK, 413),
     "numbers for entries": (lambda: filled(b"\x01", more=PLACE)[:-1], MSGPACK, 413),
