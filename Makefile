@@ -60,8 +60,8 @@ fuzz: $(DEVELOPING) ## Fuzz each decoder for FUZZ_S seconds (default 300); findi
 	done
 
 .PHONY: audit
-audit: $(TOOLS) ## Look for known vulnerabilities in the locks (says so when it can't, offline)
-	@$(BIN)/python deploy/audit.py
+audit: $(DEVELOPING) ## Look for known vulnerabilities in the locks (says so when it can't, offline)
+	@$(BIN)/python deploy/audit.py $(MAKE) $(TOOLS)
 
 .PHONY: sbom
 sbom: $(TOOLS) ## Write dist/journal.cdx.json, the CycloneDX bill of materials of the image's lock

@@ -1,10 +1,12 @@
 """`make audit`: known vulnerabilities of what the locks name, by pip-audit.
 
-Exits non-zero when there is one. When the advisories can't be reached, it says so and that nothing
-was checked, and exits with 0: a check that needs the network must not stop work without it.
+Its arguments are a command that sets pip-audit up. Exits with 1 when there is a vulnerability, with
+2 when one of both fails. When the network is away, it says so and that nothing was checked, and
+exits with 0: a check that needs the network must not stop work without it.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,10 +17,23 @@ PIP_AUDIT = ROOT / ".venv-tools" / "bin" / "pip-audit"
 # What is served is cut from the first.
 LOCKS = ("develop.txt", "tools.txt", "bench.txt")
 TIMEOUT_S = 300
+FOUND, FAILED = 1, 2
+# How pip-audit, requests below it, and pip say that they have not reached anybody.
+AWAY = re.compile(
+    r"^(.*Could not connect to "
+    r"|([a-z0-9_]+\.)*(ConnectionError|ConnectTimeout|ReadTimeout|ProxyError): "
+    r"|.*connection broken by '(ConnectTimeout|NameResolution|NewConnection|Proxy|ReadTimeout)Error"
+    r").*",
+    re.MULTILINE,
+)
 
 
-def main() -> int:
+def main(set_up: list[str]) -> int:
     """Check each lock; the exit status."""
+    if set_up:
+        done = subprocess.run(set_up, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            return unchecked("the locks", done.stderr)
     return max([audit(ROOT / "deploy" / "locks" / name) for name in LOCKS])
 
 
@@ -35,18 +50,28 @@ def audit(lock: Path) -> int:
         except subprocess.TimeoutExpired:
             return say(f"{lock.name}: not checked: no answer within {TIMEOUT_S} s")
         if not report.exists():
-            why = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            return say(f"{lock.name}: not checked, is the network away? {why[0]}")
+            return unchecked(lock.name, done.stderr)
         packages = json.loads(report.read_text())["dependencies"]
     checked = [package for package in packages if "skip_reason" not in package]
     if not checked:
-        return say(f"{lock.name}: not checked: the advisories of no package could be reached")
+        say(f"{lock.name}: not checked: there are advisories of no package")
+        return FAILED
     found = [(package, each) for package in checked for each in package["vulns"]]
     for package, each in found:
         mended = ", ".join(each["fix_versions"]) or "no version"
         say(f"{package['name']} {package['version']}: {each['id']}, mended in {mended}")
     say(f"{lock.name}: {len(checked)} of {len(packages)} packages checked, {len(found)} findings")
-    return 1 if found else 0
+    return FOUND if found else 0
+
+
+def unchecked(what: str, errors: str) -> int:
+    """Say why something was not checked; the exit status."""
+    away = AWAY.search(errors)
+    if away:
+        return say(f"{what}: not checked, is the network away? {away[0]}")
+    lines = errors.strip().splitlines() or ["no reason given"]
+    say(f"{what}: not checked: {lines[-1]}")
+    return FAILED
 
 
 def say(line: str) -> int:
@@ -56,4 +81,4 @@ def say(line: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

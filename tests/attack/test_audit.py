@@ -30,11 +30,14 @@ if isinstance(found, str):
 Path(given["--output"]).write_text(json.dumps({{"dependencies": found, "fixes": []}}))
 sys.exit(any(package.get("vulns") for package in found))
 """
-NO_PATIENCE: Final = "import audit; audit.TIMEOUT_S = 0.5; raise SystemExit(audit.main())"
+NO_PATIENCE: Final = "import audit; audit.TIMEOUT_S = 0.5; raise SystemExit(audit.main([]))"
 CLEAN: Final = [{"name": "h2", "version": "4.4.1", "vulns": []}]
 HOLE: Final = {"id": "CVE-2025-62727", "fix_versions": ["0.49.1", "1.0.0"]}
 VULNERABLE: Final = [*CLEAN, {"name": "starlette", "version": "0.49.0", "vulns": [HOLE]}]
 UNREACHED: Final = {"name": "starlette", "skip_reason": "not found on PyPI"}
+NOT_CONNECTED: Final = "Could not connect to PyPI's vulnerability feed"
+UNTRUSTED: Final = "requests.exceptions.SSLError: certificate verify failed"
+PIP_AWAY: Final = "NewConnectionError('no route to host')': /simple/pip-audit/"
 AWAY: Final = "Traceback:\nrequests.exceptions.ConnectionError: no route to host"
 
 
@@ -106,13 +109,62 @@ def test_a_hole_that_no_version_mends_is_said_to_have_none(audited: Audited) -> 
 
 
 def test_offline_it_says_that_nothing_was_checked_and_does_not_fail(audited: Audited) -> None:
-    status, said = finding(audited, develop=AWAY, tools=AWAY, bench=[UNREACHED]).run()
+    away = f"ERROR:pip_audit._cli:{NOT_CONNECTED}\nTip: another service"
+    status, said = finding(audited, develop=AWAY, tools=AWAY, bench=away).run()
     assert status == 0
     assert said.splitlines() == [
         f"audit: develop.txt: not checked, is the network away? {AWAY.splitlines()[1]}",
         f"audit: tools.txt: not checked, is the network away? {AWAY.splitlines()[1]}",
-        "audit: bench.txt: not checked: the advisories of no package could be reached",
+        f"audit: bench.txt: not checked, is the network away? ERROR:pip_audit._cli:{NOT_CONNECTED}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("Traceback:\nModuleNotFoundError: No module named 'pip_audit'", "No module named"),
+        ("ERROR:pip_audit._cli:invalid requirement: h2=4", "invalid requirement"),
+        (f"Traceback:\n{UNTRUSTED}", "SSLError"),
+        ("", "no reason given"),
+        ([UNREACHED], "there are advisories of no package"),
+    ],
+    ids=["installation", "lock", "certificate", "silence", "nothing"],
+)
+def test_what_fails_with_the_network_there_is_a_failure(
+    audited: Audited, fault: object, reason: str
+) -> None:
+    status, said = finding(audited, tools=fault, bench=AWAY).run()
+    assert status == 2
+    line = said.splitlines()[1]
+    assert line.startswith("audit: tools.txt: not checked: ")
+    assert reason in line
+
+
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        (f"WARNING: Retrying after connection broken by '{PIP_AWAY}'\nERROR: no version", 0),
+        (f"WARNING: Retrying after connection broken by '{UNTRUSTED}'\nERROR: no version", 2),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", 2),
+    ],
+    ids=["network", "certificate", "hashes"],
+)
+def test_tools_that_can_not_be_set_up_offline_are_no_failure(
+    audited: Audited, errors: str, status: int
+) -> None:
+    set_up = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1])", errors]
+    found, said = finding(audited, develop=VULNERABLE).run("deploy/audit.py", *set_up)
+    assert found == status
+    assert said.startswith("audit: the locks: not checked")
+    assert said.count("\n") == 1
+
+
+def test_the_tools_are_set_up_first(audited: Audited) -> None:
+    finding(audited)
+    tool = audited.project / ".venv-tools" / "bin" / "pip-audit"
+    moved = tool.rename(tool.with_name("later"))
+    status, said = audited.run("deploy/audit.py", "mv", str(moved), str(tool))
+    assert (status, said.count("1 of 1 packages checked")) == (0, 3)
 
 
 def test_an_answer_that_does_not_come_is_no_answer(audited: Audited) -> None:
