@@ -1,13 +1,16 @@
 """The locks: hashes for everything, and nothing older than the versions that mended known holes."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
-LOCKS: Final = sorted((Path(__file__).parents[2] / "deploy" / "locks").glob("*.txt"))
+ROOT: Final = Path(__file__).parents[2]
+LOCKS: Final = sorted((ROOT / "deploy" / "locks").glob("*.txt"))
 _PINNED: Final = re.compile(r"^(?P<name>[a-z0-9.-]+)(\[[a-z0-9,-]+\])?==(?P<version>[^ ;]+)")
 _HASH: Final = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
@@ -57,3 +60,11 @@ def test_no_lock_falls_below_a_version_that_mended_a_hole(
     assert "image.txt" in versions
     low = {lock: str(version) for lock, version in versions.items() if version < Version(floor)}
     assert low == {}, f"{name} before {floor} has {advisory}"
+
+
+@pytest.mark.parametrize(("advisory", "name", "floor"), FLOORS, ids=str)
+def test_nor_does_an_installation_without_a_lock(advisory: str, name: str, floor: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {each.name: each.specifier for each in map(Requirement, project["dependencies"])}
+    lowest = [Version(each.version) for each in asked[name] if each.operator == ">="]
+    assert lowest >= [Version(floor)], f"{name} before {floor} has {advisory}"
