@@ -18,6 +18,7 @@ from hyperframe.frame import (
     HeadersFrame,
     PingFrame,
     PriorityFrame,
+    RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
 )
@@ -31,8 +32,10 @@ from tests.support.waiting import wait_for
 from tests.support.worker_memory import WorkerMemory
 
 MIB = 1 << 20
+REFUSED_STREAM: Final = 7
 ENHANCE_YOUR_CALM: Final = 11
 STREAMS: Final = 100
+SURPLUS: Final = 20
 BODY: Final = (("content-type", MSGPACK),)
 # Unfinished bodies may take 64 MiB (MAX_QUEUE_BYTES) and answers that nobody takes as much, and
 # there are buffers in front of both.
@@ -152,11 +155,17 @@ def test_headers_that_unpack_to_too_much_are_refused(
 def test_streams_that_are_opened_and_left_take_no_room_from_others(
     attackers: Callable[..., RawHttp2], memory: WorkerMemory, honest: HonestClient
 ) -> None:
+    """As many as there may be on one connection; the others are refused, and nothing else."""
     for _ in range(20):
         attacker = attackers()
         for _ in range(STREAMS):
             stream, headers = attacker.headers(more=BODY)
             attacker.send(headers + attacker.data(stream, b"\x81"))
+        surplus = [attacker.headers(more=BODY) for _ in range(SURPLUS)]
+        attacker.send(b"".join(headers for _, headers in surplus))
+        resets = (frame for frame in attacker.frames() if isinstance(frame, RstStreamFrame))
+        refused = [(frame.stream_id, frame.error_code) for frame in islice(resets, SURPLUS)]
+        assert refused == [(stream, REFUSED_STREAM) for stream, _ in surplus]
     honest.goes_on()
     assert memory.extra_bytes < BOUND_BYTES
 
