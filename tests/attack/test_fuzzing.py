@@ -1,9 +1,14 @@
-"""A short run of the fuzzer on each target, the same every time; `make fuzz` goes on for longer."""
+"""A short run of the fuzzer on each target, on other inputs every time.
 
+The seed is printed, and `FUZZ_SEED` gives it again; `make fuzz` goes on for longer.
+"""
+
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from random import SystemRandom
 from typing import Final
 
 import pytest
@@ -26,7 +31,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("target", RUNS)
 def test_hostile_bytes_end_in_a_documented_error(target: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.attack.fuzzing", target, str(tmp_path / "corpus")]
-    options = [f"-runs={RUNS[target]}", "-seed=1", "-max_len=4096", "-timeout=10"]
+    # With 0 it would choose one itself.
+    seed = int(os.environ.get("FUZZ_SEED") or SystemRandom().randrange(1, 2**31))
+    print(f"FUZZ_SEED={seed}")  # noqa: T201 - shown with a failure
+    options = [f"-runs={RUNS[target]}", f"-seed={seed}", "-max_len=4096", "-timeout=10"]
     done = subprocess.run(
         [*command, *options, f"-artifact_prefix={tmp_path}/"],
         check=False,
