@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from enum import Enum, auto
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -26,6 +26,7 @@ from tests.support.foreign_wal import read_wal
 from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
+from tests.support.torn_log import tear
 from tests.support.waiting import wait_for
 
 NOWHERE: Final = "postgresql:///postgres?host=/nowhere"
@@ -77,6 +78,10 @@ class Case(NamedTuple):
         name = self.fault.partition("error=")[2]
         return bool(name) and os.strerror(getattr(errno, name)) in log
 
+    def at(self, **names: object) -> "Case":
+        """The same with the names of files that are not known before."""
+        return self._replace(path=self.path.format(**names))
+
 
 def faults(call: str, path: str, *when: int, **outcomes: Outcome) -> list[Case]:
     """One case for each error and number; `SHORT` is a call that does nothing at all."""
@@ -96,16 +101,16 @@ LOG_CASES: Final = [
         EIO=Outcome.STOPS,
     ),
     *faults("fdatasync", FIRST, *range(1, 6), EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
-    *faults("openat", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
-    *faults("pwrite64", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
-    *faults("fdatasync", "wal/{next}.wal.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("openat", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("pwrite64", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults("fdatasync", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults(
-        *("rename", "wal/{next}.wal.tmp", 1),
+        *("rename", "wal/{next}.tmp", 1),
         ENOSPC=Outcome.FULL,
         EIO=Outcome.STOPS,
         EINTR=Outcome.STOPS,
     ),
-    *faults("openat", "wal/{next}.wal", 1, EMFILE=Outcome.STOPS),
+    *faults("openat", "wal/{next}", 1, EMFILE=Outcome.STOPS),
     *faults("fsync", "wal", 2, 3, EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("ftruncate", FIRST, 1, EIO=Outcome.STOPS),
     *faults(
@@ -135,6 +140,31 @@ START_CASES: Final = [
         *("fdatasync", "commitments/000004.log", 1),
         EIO=Outcome.REFUSED,
         EINTR=Outcome.REFUSED,
+    ),
+]
+# The log ends in a torn record, and all of its blocks have to be derived again. `{last}` is its
+# last segment, `{torn}` what its torn end is copied to.
+RECOVERY_CASES: Final = [
+    *faults("fsync", ".", 1, 2, EIO=Outcome.REFUSED),
+    *faults("openat", "wal/lock", 1, EACCES=Outcome.REFUSED),
+    *faults("flock", "wal/lock", 1, ENOLCK=Outcome.REFUSED),
+    *faults("openat", "wal/{last}", *range(1, 8), EMFILE=Outcome.REFUSED, EIO=Outcome.REFUSED),
+    *faults("unlink", "wal/{last}.tmp", 1, EIO=Outcome.REFUSED, EROFS=Outcome.REFUSED),
+    *faults("openat", "wal/{torn}.tmp", 1, ENOSPC=Outcome.REFUSED, EIO=Outcome.REFUSED),
+    *faults("pwrite64", "wal/{torn}.tmp", 1, ENOSPC=Outcome.REFUSED, EIO=Outcome.REFUSED),
+    *faults("fdatasync", "wal/{torn}.tmp", 1, ENOSPC=Outcome.REFUSED, EIO=Outcome.REFUSED),
+    *faults("rename", "wal/{torn}.tmp", 1, EIO=Outcome.REFUSED, EINTR=Outcome.REFUSED),
+    *faults("fsync", "wal", 1, 2, EIO=Outcome.REFUSED, ENOSPC=Outcome.REFUSED),
+    *faults("ftruncate", "wal/{last}", 1, EIO=Outcome.REFUSED),
+    *faults("fdatasync", "wal/{last}", 1, 2, EIO=Outcome.REFUSED, ENOSPC=Outcome.REFUSED),
+    *faults("pwrite64", "wal/{last}", 1, EIO=Outcome.REFUSED, ENOSPC=Outcome.REFUSED),
+    *faults("fallocate", "wal/{last}", 1, EOPNOTSUPP=Outcome.LOGGED, EIO=Outcome.LOGGED),
+    *faults(
+        *("write", "commitments/000004.log", *range(2, 14)),
+        EIO=Outcome.REFUSED,
+        ENOSPC=Outcome.REFUSED,
+        EINTR=Outcome.UNNOTICED,
+        SHORT=Outcome.UNNOTICED,
     ),
 ]
 # Each request is followed by a flush here, and the log is given back.
@@ -168,20 +198,23 @@ GIVEN_UP_CASES: Final = [
 def suffer(
     directory: Path,
     case: Case,
-    talk: Callable[[Service], Conversation],
+    talk: Callable[[Service, Conversation], None],
+    conversation: Conversation,
     look: Callable[[Service], None] = lambda service: None,
     **settings: Any,
 ) -> None:
     """Run a service that suffers a fault; check its outcome and what is left, `look` at the rest.
 
-    It is looked at before anything is recovered.
+    It is looked at before anything is recovered. The conversation may have begun in earlier lives.
     """
     database_url = str(settings.pop("DATABASE_URL", NOWHERE))
     with Service(directory / "data", database_url, **settings) as service:
         output = directory / "trace"
         inject_at(service, output, case.call, f"{case.fault}:when={case.when}", case.path)
-        conversation = talk(service) if service.starts() else Conversation()
-        outcome = outcome_of(service, conversation, case)
+        before = len(conversation.statuses)
+        if service.starts():
+            talk(service, conversation)
+        outcome = outcome_of(service, conversation.statuses[before:], case)
         assert outcome is case.outcome, f"{outcome}: {conversation.statuses}\n{service.log}"
         assert "Traceback" not in service.log, service.log
         look(service)
@@ -190,15 +223,12 @@ def suffer(
     shutil.rmtree(directory)
 
 
-def talk(service: Service) -> Conversation:
-    conversation = Conversation(size=ENTRY_BYTES)
+def talk(service: Service, conversation: Conversation) -> None:
     with service.client() as client:
         conversation.send_all(client, REQUESTS)
-    return conversation
 
 
-def talk_and_flush(service: Service) -> Conversation:
-    conversation = Conversation(entries=1, size=250_000)
+def talk_and_flush(service: Service, conversation: Conversation) -> None:
     with service.client() as client:
         try:
             while len(conversation.requests) < 12 and conversation.send(client) is not None:
@@ -206,10 +236,9 @@ def talk_and_flush(service: Service) -> Conversation:
         except httpx.TransportError:
             # Gone in a flush: nothing more is answered either.
             conversation.send(client)
-    return conversation
 
 
-def flush_and_talk(conversation: Conversation, service: Service) -> Conversation:
+def flush_and_talk(service: Service, conversation: Conversation) -> None:
     """A replicated log is given back when later entries need it no more for their duplicates.
 
     That is begun when the flush is answered: it may take some requests until it ends the service.
@@ -220,22 +249,31 @@ def flush_and_talk(conversation: Conversation, service: Service) -> Conversation
             conversation.send(client)
             flush(client)
         wait_for(lambda: conversation.send(client) is None, "the service ends")
-    return conversation
 
 
-def outcome_of(service: Service, conversation: Conversation, case: Case) -> Outcome:
+def outcome_of(service: Service, statuses: list[int | None], case: Case) -> Outcome:
     """What has become of a service by a fault; it is stopped if it still runs."""
-    *earlier, last = conversation.statuses or [None]
-    if not conversation.statuses or last is None:
+    *earlier, last = statuses or [None]
+    if last is None:
         assert set(earlier) <= {200}
         assert service.wait() != 0
-        return Outcome.STOPS if conversation.statuses else Outcome.REFUSED
+        check_last_words(service.log, case, at_once=bool(statuses))
+        return Outcome.STOPS if statuses else Outcome.REFUSED
     assert service.terminate() == 0
     assert last == 200, "the service did not go on by itself"
     assert set(earlier) <= {200, 507}
     if 507 in earlier:
         return Outcome.FULL
     return Outcome.LOGGED if case.is_told(service.log) else Outcome.UNNOTICED
+
+
+def check_last_words(log: str, case: Case, *, at_once: bool) -> None:
+    """It ends by this error and by nothing else, and says so once; nothing is drained before."""
+    critical = [line for line in log.splitlines() if " CRITICAL " in line]
+    assert len(critical) == 1, log
+    assert case.is_told(critical[0]), log
+    assert ("stopping at once" in critical[0]) == at_once, log
+    assert "draining" not in log, log
 
 
 def suffer_all(
@@ -260,13 +298,15 @@ def suffer_all(
 def test_a_call_that_fails_while_the_log_is_written(tmp_path: Path, rng: Random) -> None:
     with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
         service.start()
-        assert set(talk(service).statuses) == {200}
+        conversation = Conversation(size=ENTRY_BYTES)
+        talk(service, conversation)
+        assert set(conversation.statuses) == {200}
         service.kill()
     _, second, _, *_ = sorted((service.data_dir / "wal").glob("*.wal"))
 
     def run(directory: Path, case: Case) -> None:
-        case = case._replace(path=case.path.format(next=second.stem))
-        suffer(directory, case, talk, **SETTINGS)
+        case = case.at(next=second.name)
+        suffer(directory, case, talk, Conversation(size=ENTRY_BYTES), **SETTINGS)
 
     suffer_all(tmp_path, run, LOG_CASES, rng)
 
@@ -276,9 +316,28 @@ def test_a_call_that_fails_at_the_first_start_refuses_it_clearly(
     tmp_path: Path, rng: Random
 ) -> None:
     def run(directory: Path, case: Case) -> None:
-        suffer(directory, case, talk, **SETTINGS)
+        suffer(directory, case, talk, Conversation(size=ENTRY_BYTES), **SETTINGS)
 
     suffer_all(tmp_path, run, START_CASES, rng)
+
+
+@pytest.mark.timeout(600)
+def test_a_call_that_fails_in_a_recovery_refuses_the_start_clearly(
+    tmp_path: Path, rng: Random
+) -> None:
+    earlier = Conversation(size=ENTRY_BYTES)
+    with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
+        service.start()
+        talk(service, earlier)
+        service.kill()
+    last, end = tear(service.data_dir)
+
+    def run(directory: Path, case: Case) -> None:
+        shutil.copytree(service.data_dir, directory / "data")
+        case = case.at(last=last, torn=f"{last}.{end}.torn")
+        suffer(directory, case, talk, deepcopy(earlier), **SETTINGS)
+
+    suffer_all(tmp_path, run, RECOVERY_CASES, rng)
 
 
 @pytest.mark.timeout(600)
@@ -289,7 +348,9 @@ def test_a_call_that_fails_while_the_log_is_given_back(
         # In segments that are longer than what is given back at once, holes are punched.
         segment_bytes = 4_000_000 if case.call == "fallocate" else 600_000
         settings = {**GIVING_BACK, "DATABASE_URL": database_url, "ENVIRONMENT": directory.name}
-        suffer(directory, case, talk_and_flush, WAL_SEGMENT_BYTES=segment_bytes, **settings)
+        conversation = Conversation(entries=1, size=250_000)
+        settings |= {"WAL_SEGMENT_BYTES": segment_bytes}
+        suffer(directory, case, talk_and_flush, conversation, **settings)
 
     suffer_all(tmp_path, run, GIVING_BACK_CASES, rng)
 
@@ -319,7 +380,8 @@ def test_a_sync_that_fails_ends_the_service_before_anything_more_is_given_back(
         suffer(
             directory,
             case,
-            partial(flush_and_talk, conversation),
+            flush_and_talk,
+            conversation,
             nothing_more,
             **settings,
             DATABASE_URL=database_url,

@@ -32,6 +32,7 @@ from tests.support.http_entries import flush
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
 from tests.support.tools import need_io_uring
+from tests.support.torn_log import tear
 
 ALL: Final = "CRASH_SYSCALLS" in os.environ
 # The processors of a CI machine: a start is bound by them.
@@ -191,7 +192,6 @@ def test_a_kill_at_any_call_of_io_uring_keeps_the_promise(tmp_path: Path, rng: R
 def test_a_kill_at_any_call_of_a_recovery_keeps_the_promise_to_the_earlier_lives(
     tmp_path: Path, rng: Random
 ) -> None:
-    # As bad as it gets: a torn record, drafts, and a store that has everything to catch up.
     settings = {**SETTINGS, "WAL_SYNC": "fdatasync"}
     earlier = Conversation(size=ENTRY_BYTES)
     with Service(tmp_path / "data", NOWHERE, **settings) as service:
@@ -199,15 +199,7 @@ def test_a_kill_at_any_call_of_a_recovery_keeps_the_promise_to_the_earlier_lives
         with service.client() as client:
             earlier.send_all(client, REQUESTS)
         service.kill()
-    wal_dir = service.data_dir / "wal"
-    last = max(wal_dir.glob("*.wal"))
-    with last.open("ab") as segment:
-        segment.write((6000).to_bytes(4, "little") + bytes(3000))
-    draft = wal_dir / f"{last.name}.tmp"
-    draft.touch(mode=0o600)
-    draft.write_bytes(b"a draft")
-    (service.data_dir / "checkpoint.json.tmp").write_bytes(b"{")
-    shutil.rmtree(service.data_dir / "commitments")
+    tear(service.data_dir)
 
     def crashed(name: str) -> Path:
         directory = new_directory(tmp_path, name)
