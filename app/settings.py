@@ -88,7 +88,9 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path("./data"), description="everything the service keeps")
     database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
-        EMBEDDED, description="'embedded', or the libpq URI of a PostgreSQL database"
+        EMBEDDED,
+        description="'embedded', or the libpq URI of a PostgreSQL database; every user of this "
+        "machine sees the option: leave a password to PGPASSFILE",
     )
     auto_migrate: bool | None = Field(
         None, description="run migrations at start (default: when embedded)"

@@ -79,6 +79,7 @@ def test_serve_has_an_option_for_every_setting_with_its_default() -> None:
         if isinstance(field.default, int) and not isinstance(field.default, bool):
             assert f"(default: {field.default}" in text
     assert "[strict|tolerant]" in text
+    assert "every user of this machine sees the option: leave a password to PGPASSFILE" in text
     assert "--persist-digests / --no-persist-digests" in text
 
 
