@@ -21,6 +21,7 @@ from app.chain.pipeline import ChainState
 from app.chain.store import CommitmentStore
 from app.errors import StoreCorrupt, StoreFull
 from app.model.entry import Entry
+from tests.support.small_volume import FileSystemKind, small_volume
 from tests.support.store_blocks import RECORD_BYTES, apply, batches_of, command, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -204,19 +205,8 @@ def test_a_killed_process_loses_nothing_that_was_applied(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with 24 MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system can't be mounted: {mounted.stderr.decode().strip()}")
-    yield path
-    # Lazily: a test that failed may have left files open.
-    subprocess.run(["umount", "--lazy", path], check=True)
+    with small_volume(tmp_path, FileSystemKind.TMPFS, 24) as volume:
+        yield volume
 
 
 def test_a_full_disk_is_reported_and_the_store_goes_on_when_opened_anew(small_disk: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.support.http_entries import (
     refused,
 )
 from tests.support.service import Service
+from tests.support.small_volume import FileSystemKind, small_volume
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20
@@ -217,26 +217,18 @@ def test_while_starting_it_is_alive_but_not_ready_and_refuses_entries(
 
 
 @pytest.fixture
-def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
-    path = tmp_path / "volume"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
-    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
+def volume(tmp_path: Path) -> Iterator[Path]:
+    with small_volume(tmp_path, FileSystemKind.TMPFS, 4) as volume:
+        yield volume
 
 
 def test_a_full_disk_answers_507_writes_nothing_and_recovers_by_itself(
-    make_service: MakeService, small_volume: Path
+    make_service: MakeService, volume: Path
 ) -> None:
     service = make_service(
         name="volume/data", WAL_SEGMENT_BYTES=64 * 1024, LOG_LEVEL="info"
     ).start()
-    ballast = small_volume / "ballast"
+    ballast = volume / "ballast"
     large = json_entry(command_data="AYAA" * 50_000)
     with service.client() as client:
         accepted(post(client, json_entry()))

@@ -1,17 +1,13 @@
 """The system calls of a service that touch its data directory, and a fault in one of them."""
 
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import pytest
-
 from tests.support.service import Service
-from tests.support.syscalls import Syscall, attached, read_trace
-from tests.support.tools import tool
+from tests.support.syscalls import Syscall, attached, read_trace, strace
 from tests.support.waiting import wait_for
 
 # All by which files are opened, changed and synced; reading changes nothing.
@@ -131,13 +127,7 @@ def kinds(calls: Iterable[DataCall]) -> dict[tuple[str, str], list[DataCall]]:
 
 
 def _strace(*options: str) -> tuple[str, ...]:
-    program = tool("strace", "no fault can be put into a system call")
-    # As a detached tracer (-D), so that the service stays a child of the test.
-    command = (program, "-D", "-f", "-q", "-y", "-s", "16")
-    probe = subprocess.run([program, "-o", "/dev/null", "true"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"strace can't trace here: {probe.stderr.decode().strip()}")
-    return (*command, *options)
+    return strace("-q", "-s", "16", *options)
 
 
 def _finished(service: Service, output: Path) -> str:

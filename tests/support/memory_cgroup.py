@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-import pytest
-
+from tests.support.tools import unavailable
 from tests.support.waiting import wait_for
 
 _ROOT: Final = Path("/sys/fs/cgroup")
@@ -51,11 +50,12 @@ def memory_cgroup() -> Iterator[MemoryCgroup]:
     try:
         directory.mkdir()
     except OSError as error:
-        pytest.skip(f"no memory cgroup can be made here: {error}")
+        unavailable("cgroup", f"no memory cgroup can be made here: {error}")
     group = MemoryCgroup(directory, limit_name)
     try:
         if not (directory / limit_name).exists():
-            pytest.skip(f"cgroups have no memory controller here: no {directory / limit_name}")
+            missing = directory / limit_name
+            unavailable("cgroup", f"cgroups have no memory controller here: no {missing}")
         yield group
     finally:
         wait_for(group.is_empty, "the cgroup is empty")

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-import pytest
-
-from tests.support.tools import tool
+from tests.support.tools import tool, unavailable
 
 
 class FileSystemKind(StrEnum):
@@ -41,14 +39,15 @@ def small_volume(
         # Nothing is kept back for root.
         subprocess.run([make, "-q", "-m", "0", str(image)], check=True, capture_output=True)
         source, options = str(image), "loop"
+    mount = tool("mount", "no volume can be mounted")
     mounted = subprocess.run(
-        ["mount", "-t", kind, "-o", options, source, str(mount_point)],
+        [mount, "-t", kind, "-o", options, source, str(mount_point)],
         capture_output=True,
         text=True,
         check=False,
     )
     if mounted.returncode != 0:
-        pytest.skip(f"a volume of {kind} can't be mounted here: {mounted.stderr.strip()}")
+        unavailable("mount", f"a volume of {kind} can't be mounted here: {mounted.stderr.strip()}")
     try:
         yield mount_point
     finally:

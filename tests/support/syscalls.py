@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import psutil
-import pytest
 
 from tests.support.ends import has_ended
 from tests.support.service import Service
-from tests.support.tools import tool
+from tests.support.tools import tool, unavailable
 from tests.support.waiting import wait_for
 
 _CALLS: Final = (
@@ -49,15 +48,22 @@ def trace(service: Service, output: Path, *faults: str) -> None:
 
     Counts of an injection are those of each thread by itself. Skips where strace can't be used.
     """
-    program = tool("strace", "system calls can't be observed")
-    # As a detached tracer (-D), so that the service stays a child of the test. Only the calls asked
-    # for stop a thread (--seccomp-bpf): the others run at full speed.
-    command = [program, "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "1000000"]
-    probe = subprocess.run([*command, "-o", "/dev/null", "true"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip(f"strace can't trace here: {probe.stderr.decode().strip()}")
+    # Only the calls asked for stop a thread (--seccomp-bpf): the others run at full speed.
+    options = ("--seccomp-bpf", "-qq", "-s", "1000000", "-e", f"trace={_CALLS}")
     injections = [part for fault in faults for part in ("-e", f"inject={fault}")]
-    service.wrapper = (*command, "-e", f"trace={_CALLS}", *injections, "-o", str(output))
+    service.wrapper = strace(*options, *injections, "-o", str(output))
+
+
+def strace(*options: str) -> tuple[str, ...]:
+    """A command that runs another under strace. Skips where it can't be used."""
+    program = tool("strace", "system calls can't be observed, nor fail")
+    # As a detached tracer (-D), so that what is traced stays a child of the test.
+    command = (program, "-D", "-f", "-y", *options)
+    probe = [program, "-f", "--seccomp-bpf", "-o", "/dev/null", "true"]
+    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        unavailable("ptrace", f"strace can't trace here: {tried.stderr.strip()}")
+    return command
 
 
 @contextmanager
@@ -74,7 +80,8 @@ def attached(pid: int, output: Path, *options: str) -> Iterator[None]:
         try:
             wait_for(lambda: tracer.poll() is not None or _is_traced(pid), "the tracer is there")
             if tracer.poll() is not None and tracer.stderr is not None:
-                pytest.skip(f"strace can't attach here: {tracer.stderr.read().decode().strip()}")
+                refusal = tracer.stderr.read().decode().strip()
+                unavailable("ptrace", f"strace can't attach here: {refusal}")
             yield
             if has_ended(process):
                 tracer.wait(30)

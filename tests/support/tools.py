@@ -1,26 +1,34 @@
-"""Programs of the machine that tests need, and that not every machine has."""
+"""What tests need of the machine, programs and privileges, and not every machine has."""
 
 import os
 import shutil
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 
 from app.wal.sync import open_ring
 
 REQUIRED: Final = "REQUIRED_TOOLS"
-"""Names, separated by blanks, of the programs that have to be there: `.ci/run` installs them."""
+"""Names, separated by blanks, of what has to be there: `.ci/run` installs the programs.
+
+Three stand for what has to be allowed: `ptrace` for tracing processes, `mount` for mounting file
+systems, `cgroup` for limiting memory.
+"""
 
 
 def tool(name: str, purpose: str) -> str:
     """The path of a program. Skips where it is missing, and fails where it is required."""
     path = shutil.which(name)
-    if path is not None:
-        return path
-    missing = f"there is no {name}: {purpose}"
+    if path is None:
+        unavailable(name, f"there is no {name}: {purpose}")
+    return path
+
+
+def unavailable(name: str, why: str) -> NoReturn:
+    """Skip the test, or fail it where what it needs is required."""
     if name in os.environ.get(REQUIRED, "").split():
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def io_uring_missing() -> str:
