@@ -80,6 +80,7 @@ class JournalApp(FastAPI):
 
     def setup(self) -> None:
         """FastAPI's own pages, but the description of the API is rendered once."""
+        self._describing = asyncio.Lock()
         self.add_route(str(self.openapi_url), self._describe, include_in_schema=False)
         super().setup()
 
@@ -136,9 +137,10 @@ class JournalApp(FastAPI):
         return self.openapi_schema
 
     async def _describe(self, _: Request) -> Response:
-        if self._description is None:
-            rendered = await asyncio.to_thread(lambda: JSONResponse(self.openapi()).body)
-            self._description = bytes(rendered)
+        async with self._describing:
+            if self._description is None:
+                rendered = await asyncio.to_thread(lambda: JSONResponse(self.openapi()).body)
+                self._description = bytes(rendered)
         return Response(self._description, media_type=JSONResponse.media_type)
 
 
