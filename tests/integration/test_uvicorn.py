@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.support.database import value
+from tests.support.file_modes import assert_owners_alone
 from tests.support.http_entries import (
     accepted,
     flush,
@@ -117,3 +118,11 @@ def test_a_bad_setting_stops_the_start_with_a_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "JOURNAL_MAX_ENTRIES='none'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_it_makes_is_for_the_owner_alone(uvicorn: Uvicorn, tmp_path: Path) -> None:
+    """The commitment store's library knows of no mode but the umask, and this server sets none."""
+    accepted(post(uvicorn.client, json_entry()))
+    flush(uvicorn.client)
+    assert list((tmp_path / "data" / "commitments").glob("*.log"))
+    assert_owners_alone(tmp_path / "data")
