@@ -29,7 +29,7 @@ from tests.support.http_entries import JSON, MSGPACK
 from tests.support.strategies import to_json
 
 _LARGEST_REQUEST: Final = 20
-_PAUSE_S: Final = 0.01
+_PAUSE_S: Final = 0.03
 _RETRY_S: Final = 0.1
 _RETRIABLE: Final = (429, 503, 507)
 
