@@ -5,7 +5,7 @@ import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -103,16 +103,13 @@ class Service:
     def start(self, **settings: object) -> Self:
         """Start the process and wait until it is ready."""
         self.launch(**settings)
-        try:
-            wait_for(self._is_ready, "the service is ready", self.start_timeout_s)
-        except AssertionError as error:
-            raise AssertionError(f"{error}; its log:\n{self.log}") from error
+        self._wait_for(self._is_ready, "the service is ready")
         return self
 
     def starts(self) -> bool:
         """Start the process; whether it becomes ready, rather than ending by itself."""
         process = self.launch()
-        wait_for(lambda: process.poll() is not None or self._answers(), "it starts or ends", 60)
+        self._wait_for(lambda: process.poll() is not None or self._answers(), "it starts or ends")
         return process.poll() is None
 
     def start_refused(self, **settings: object) -> tuple[int, str]:
@@ -161,6 +158,12 @@ class Service:
             options["verify"] = False
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
 
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        try:
+            wait_for(condition, what, self.start_timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; port {self.port}, its log:\n{self.log}") from error
+
     def _environ(self, settings: Mapping[str, object]) -> dict[str, str]:
         environ = {
             name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")
@@ -197,7 +200,8 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _listening_port(pid: int) -> int:
-    for process in _family(pid):
+    """The worker's: its supervisor only tries, for a moment, whether it could listen."""
+    for process in _family(pid)[1:]:
         try:
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
