@@ -10,8 +10,7 @@ from uuid import UUID
 from app.chain.store import CommitmentStore
 from app.errors import Unavailable
 from app.model.entry import Entry
-from app.replication.block_reader import BlockReader
-from app.replication.connection import READER_LIMITS
+from app.replication.block_reader import HeldCommand
 from app.service.blocks import BlockProducer
 from app.service.logged_blocks import LoggedBlocks
 
@@ -24,8 +23,8 @@ class BlockParts:
 
     producer: BlockProducer
     logged: LoggedBlocks
-    database_url: str
-    environment: str
+    replicated: Callable[[int], Awaitable[list[HeldCommand]]]
+    """The commands of a block by its height, with content, out of Postgres."""
     look_up: Callable[[UUID], Awaitable[Any]]
 
 
@@ -36,8 +35,8 @@ class BlockView:
         self.closing = False
         self._parts: BlockParts | None = None
         self._changed = asyncio.Event()
-        # However many clients ask: replication needs connections too.
-        self._connecting = asyncio.Semaphore(_MAX_CONNECTIONS)
+        # However many clients ask: others look entries up over the same few connections.
+        self._reading = asyncio.Semaphore(_MAX_CONNECTIONS)
 
     def opened(self, parts: BlockParts) -> None:
         """The journal is open."""
@@ -83,13 +82,8 @@ class BlockView:
         found = await parts.logged.entries(block, store.wal_offset)
         if found is not None:
             return found
-        async with (
-            self._connecting,
-            await BlockReader.connect(
-                parts.database_url, parts.environment, limits=READER_LIMITS
-            ) as reader,
-        ):
-            held = await reader.commands(height, content=True)
+        async with self._reading:
+            held = await parts.replicated(height)
         return {each.command_id: each.content for each in held if each.content is not None} or None
 
     async def is_journaled(self, request_uuid: UUID) -> bool:

@@ -138,8 +138,7 @@ class Journal:
             BlockParts(
                 producer,
                 LoggedBlocks(self._files, settings.wal_dir, self._retained_offset),
-                dsn,
-                settings.environment,
+                self._reader.block_commands,
                 self.look_up,
             )
         )

@@ -148,6 +148,26 @@ async def test_what_only_postgres_knows_of_a_block_is_read_within_the_limits_of_
     assert told(raised) == in_milliseconds(READER_LIMITS)
 
 
+async def test_blocks_that_only_postgres_knows_are_read_over_one_session(
+    tmp_path: Path, unlimited_url: str, observer: Any
+) -> None:
+    """Verifying a whole journal asks for every block; a session each costs more than all else."""
+    session = Session(READER_LIMITS, read_blocks, READING, "rsm_block_commands")
+    await intercept(observer, session, "RAISE EXCEPTION 'read by %', pg_backend_pid()")
+    service = BlockService(tmp_path / "data", unlimited_url)
+    readers = set()
+    try:
+        await service.commit_all([(tick(),), (tick(),)])
+        service.retained = service.store.wal_offset
+        for height in (0, 1):
+            with pytest.raises(DatabaseUnavailable, match="read by ") as raised:
+                await service.view.content_of(height)
+            readers |= set(re.findall(r"read by \d+", str(raised.value)))
+    finally:
+        await service.close()
+    assert len(readers) == 1
+
+
 @pytest.mark.parametrize("session", SESSIONS)
 async def test_the_server_ends_a_statement_that_takes_longer_than_its_limit(
     unlimited_url: str, observer: Any, session: Session

@@ -27,7 +27,7 @@ from app.chain.header import Delegation, Header
 from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable
 from app.model.entry import Entry
-from app.replication.reader import EnvironmentSummary
+from app.replication.reader import EnvironmentSummary, Reader
 from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, HotKey
 from app.service.journal import Journal
@@ -105,14 +105,14 @@ class BlockService:
             on_fatal=self._failed,
         )
         self.view = BlockView()
+        self._reader = Reader(dsn or f"postgresql:///x?host={data_dir}", ENVIRONMENT)
         self.failure: BaseException | None = None
         self.app = make_app(self.view)
         self.view.opened(
             BlockParts(
                 self.producer,
                 LoggedBlocks(files, self.settings.wal_dir, lambda: self.retained),
-                dsn or f"postgresql:///x?host={data_dir}",
-                ENVIRONMENT,
+                self._reader.block_commands,
                 self._look_up,
             )
         )
@@ -149,6 +149,7 @@ class BlockService:
         self._closed = True
         self.view.close()
         await asyncio.to_thread(self.writer.close)
+        await self._reader.close()
         self.store.close()
 
     def _deliver(self, committed: Committed) -> None:
