@@ -339,5 +339,5 @@ def _entry(row: Any, events: list[Event]) -> Entry:
 def _whole_entry(body: bytes) -> Entry | None:
     try:
         return _entry_decoder.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

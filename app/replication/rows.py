@@ -14,6 +14,7 @@ from msgspec import Struct
 from app.errors import InvariantError, ReplicationRefused
 from app.model.codec import canonical_bytes
 from app.model.entry import MAX_INT64, Digest, Entry
+from app.wal.decoding import at_any_depth
 from app.wal.record import Batch
 
 DIGEST_VERSION: Final = b"\x01"
@@ -260,9 +261,9 @@ def encode_digest(digest: Digest) -> bytes:
 def whole_entry(entry: Entry) -> bytes:
     """The canonical encoding of an entry, or of its ASCII representation where it has none."""
     try:
-        return canonical_bytes(entry)
+        return at_any_depth(lambda: canonical_bytes(entry))
     except (ValueError, TypeError, ArithmeticError, RecursionError):
-        return _encode_map(ascii(entry))
+        return _encode_map(at_any_depth(lambda: ascii(entry)))
 
 
 def _event_rows(environment: str, entries: Iterable[Numbered]) -> list[Row]:

@@ -3,10 +3,11 @@
 Entries are journaled as they were sent. A value that a second one of the same key hides is bounded
 by nothing but the interpreter's recursion limit, which counts the calls around the decoder as well.
 Those of a new thread are fewer than those around the API's: there it can be decoded, wherever else
-it can't.
+it can't. What was decoded so can be encoded again in the same way.
 """
 
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
 from typing import TypeVar
 
@@ -17,51 +18,51 @@ from app.wal.record import Batch, Genesis, KeyedBatch, RawBatch
 
 Payload = bytes | bytearray | memoryview
 Data = TypeVar("Data")
-Decoded = TypeVar("Decoded")
+Result = TypeVar("Result")
 
 
 def decode_raw(payload: Payload) -> Genesis | RawBatch:
     """Decode a payload, commands left encoded. Raises `msgspec.DecodeError`."""
-    return _at_any_depth(record.decode_raw, payload)
+    return _decoded(record.decode_raw, payload)
 
 
 def decode_record(payload: Payload) -> Genesis | Batch:
     """Decode a payload with its commands. Raises `msgspec.DecodeError`."""
-    return _at_any_depth(record.decode_record, payload)
+    return _decoded(record.decode_record, payload)
 
 
 def decode_keyed(payload: Payload) -> Genesis | KeyedBatch:
     """Decode a payload with nothing but the keys of its commands. Raises `msgspec.DecodeError`."""
-    return _at_any_depth(record.decode_keyed, payload)
+    return _decoded(record.decode_keyed, payload)
 
 
-def _at_any_depth(decode: Callable[[Data], Decoded], data: Data) -> Decoded:
+def at_any_depth(call: Callable[[], Result]) -> Result:
+    """What `call` returns or raises, on a new thread if the calls around it leave it too few."""
     try:
-        return decode(data)
-    except UnicodeDecodeError as error:
-        raise _invalid_text(error) from error
+        return call()
     except RecursionError:
         pass
-    found: list[Decoded] = []
-    faults: list[Exception] = []
+    results: list[Result] = []
+    errors: list[Exception] = []
 
-    def decode_anew() -> None:
+    def call_anew() -> None:
         try:
-            found.append(decode(data))
-        except RecursionError:
-            faults.append(msgspec.DecodeError("nested too deeply"))
-        except UnicodeDecodeError as error:
-            faults.append(_invalid_text(error))
-        except msgspec.DecodeError as error:
-            faults.append(error)
+            results.append(call())
+        except Exception as error:  # noqa: BLE001 - raised where it was called
+            errors.append(error)
 
-    thread = Thread(target=decode_anew, name="deep-decoder")
+    thread = Thread(target=call_anew, name="deep-call")
     thread.start()
     thread.join()
-    if faults:
-        raise faults[0]
-    return found[0]
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
-def _invalid_text(error: UnicodeDecodeError) -> msgspec.DecodeError:
-    return msgspec.DecodeError(f"text is not valid UTF-8: {error}")
+def _decoded(decode: Callable[[Data], Result], data: Data) -> Result:
+    try:
+        return at_any_depth(partial(decode, data))
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text is not valid UTF-8: {error}") from error
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error

@@ -16,6 +16,7 @@ from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
 from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
 from app.model.entry import Entry
 from app.model.packing import split_packed
+from app.wal.decoding import at_any_depth
 from app.wal.dedup import DuplicateIndex
 from app.wal.record import decode_command
 
@@ -23,6 +24,15 @@ _log = logging.getLogger(__name__)
 
 # A request that is sent again has its entries in few records, which are read back once then.
 _CACHED_RECORDS: Final = 4
+# What reading an entry back, and comparing it, may raise. The last two only something that no
+# client could have sent: recovery leaves the commands of a log encoded.
+_UNREADABLE: Final = (
+    OSError,
+    CorruptionError,
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+)
 
 
 class Verdict(NamedTuple):
@@ -92,7 +102,7 @@ class Planner:
             return plan.add(request.entries, keys, request.packed)
         try:
             return self._sift(request, plan)
-        except (OSError, CorruptionError, msgspec.DecodeError) as error:
+        except _UNREADABLE as error:
             _log.error("a repeated entry can't be compared with what was journaled: %s", error)
             refusal = Unavailable(f"what was journaled before can't be read back: {error}")
             return Verdict(0, 0, [], refusal, needs_record=False, end_offset=0)
@@ -151,7 +161,9 @@ class Planner:
             if len(self._cache) > _CACHED_RECORDS:
                 self._cache.popitem(last=False)
         recorded = commands[command_id - record.first_command_id]
-        return bytes(recorded) == bytes(encoded) or _is_same(entry, decode_command(recorded))
+        return bytes(recorded) == bytes(encoded) or at_any_depth(
+            lambda: _is_same(entry, decode_command(recorded))
+        )
 
 
 def _is_same(one: Entry, other: Entry) -> bool:

@@ -17,6 +17,7 @@ from app.wal.decoding import decode_keyed, decode_raw, decode_record
 from app.wal.record import Batch, KeyedBatch, RawBatch
 from tests.attack.conftest import NO_DATABASE
 from tests.support.http_entries import MSGPACK, accepted, msgpack_entry
+from tests.support.nesting import below_calls, deepest, nested_digest
 from tests.support.service import Service
 
 T = TypeVar("T")
@@ -29,23 +30,13 @@ def hiding(depth: int) -> bytes:
     fields = b"".join(
         msgpack.packb(key) + msgpack.packb(value) for key, value in msgpack_entry().items()
     )
-    nested = b"\x81\xa7symbols\x81\xa1a" + b"\x91" * depth + b"\x90"
     key = msgpack.packb("pre_digest")
-    return b"".join((b"\x81\xa7entries\x91\x85", fields, key, nested, key, b"\x80"))
-
-
-def below_calls(count: int, call: Callable[[], T]) -> T:
-    return call() if count == 0 else below_calls(count - 1, call)
+    return b"".join((b"\x81\xa7entries\x91\x85", fields, key, nested_digest(depth), key, b"\x80"))
 
 
 def deepest_accepted(prepare: Callable[[bytes], T | None]) -> T:
     """What becomes of the deepest body that is accepted."""
-    low, high, found = 1, 20_000, None
-    while high - low > 1:
-        middle = (low + high) // 2
-        taken = prepare(hiding(middle))
-        low, high, found = (middle, high, taken) if taken else (low, middle, found)
-    assert found is not None
+    _, found = deepest(lambda depth: prepare(hiding(depth)))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import msgpack
 import pytest
 from msgspec.structs import replace
 
@@ -28,7 +29,9 @@ from app.replication.reader import Reader
 from app.replication.rows import Progress
 from app.wal.record import Batch
 from tests.support.block_chain import BlockChain, make_delegation
+from tests.support.http_entries import msgpack_entry
 from tests.support.journal_entries import make_entry, make_event, make_full_entry
+from tests.support.nesting import nested_entry
 
 ENVIRONMENT = "testing"
 BEGINNING = Progress(wal_id="wal-1")
@@ -253,11 +256,20 @@ async def test_what_is_missing_is_handed_on_as_missing(
     assert [command.content is None for command in blocks[2].commands] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"\xc1",
+        msgpack.packb(msgpack_entry(command_type="MARK")).replace(b"MARK", b"\xff\xfe\xfd\xfc"),
+        nested_entry(200_000),
+    ],
+    ids=["not MessagePack", "text that is no UTF-8", "nested too deeply"],
+)
 async def test_a_dead_letter_that_does_not_decode_has_no_content(
-    sink: Sink, chain: BlockChain, reader: BlockReader, observer: Any
+    sink: Sink, chain: BlockChain, reader: BlockReader, observer: Any, entry: bytes
 ) -> None:
     await apply(sink, chain.batch(tick(events=[make_event("\0")])))
-    await observer.execute("UPDATE dead_letters SET entry = '\\xc1'")
+    await observer.execute("UPDATE dead_letters SET entry = $1", entry)
     (block,) = await read(reader)
     assert [command.content for command in block.commands] == [None]
 

@@ -9,8 +9,11 @@ from uuid import UUID, uuid4
 
 import httpx
 import msgpack
+import msgspec
 import pytest
 
+from app.wal.decoding import decode_record
+from app.wal.files import FILE_MODE
 from tests.integration.conftest import MakeService
 from tests.support.database import query
 from tests.support.foreign_wal import plain, read_wal
@@ -27,9 +30,10 @@ from tests.support.http_entries import (
     refused,
 )
 from tests.support.journal_entries import make_event, make_full_entry, make_update
+from tests.support.nesting import deepest, nested_digest, nested_entry
 from tests.support.strategies import to_json
 from tests.support.table_audit import table_rows
-from tests.support.wal_files import crc_32c
+from tests.support.wal_files import ENVIRONMENT, crc_32c, make_settings, write_wal
 
 MAX_INT64: Final = 2**63 - 1
 TEXTS: Final = [
@@ -178,29 +182,35 @@ POISON: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def append_by_hand(wal_dir: Path, *batches: list[dict[str, Any]]) -> None:
-    """Append records to a log that nobody has open, framed and encoded by other libraries."""
+def append_by_hand(wal_dir: Path, *batches: list[bytes]) -> None:
+    """Append records of entries to a log that nobody has open, framed by other libraries."""
     records = list(read_wal(wal_dir))
     offset = records[-1].end
     command_id = 1 + sum(len(record.content.get("commands", [])) for record in records)
     with max(wal_dir.glob("*.wal")).open("r+b") as segment:
         segment.seek(offset - int(max(wal_dir.glob("*.wal")).stem))
         for commands in batches:
-            payload = msgpack.packb(
-                {
-                    "kind": "batch",
-                    "offset": offset,
-                    "first_command_id": command_id,
-                    "commands": commands,
-                    "header": None,
-                    "roots": None,
-                    "block_indices": None,
-                    "authority": None,
-                }
-            )
+            payload = batch_by_hand(offset, command_id, commands)
             segment.write(struct.pack("<II", len(payload), crc_32c(payload)) + payload)
             offset += 8 + len(payload)
             command_id += len(commands)
+
+
+def batch_by_hand(offset: int, command_id: int, commands: list[bytes]) -> bytes:
+    payload: bytes = msgpack.packb(
+        {
+            "kind": "batch",
+            "offset": offset,
+            "first_command_id": command_id,
+            "commands": "MARK",
+            "header": None,
+            "roots": None,
+            "block_indices": None,
+            "authority": None,
+        }
+    )
+    array = msgpack.Packer().pack_array_header(len(commands)) + b"".join(commands)
+    return payload.replace(msgpack.packb("MARK"), array)
 
 
 def test_poison_in_the_log_ends_in_dead_letters_and_what_is_behind_it_goes_on(
@@ -215,7 +225,9 @@ def test_poison_in_the_log_ends_in_dead_letters_and_what_is_behind_it_goes_on(
     # Beyond a limit of the door, but nothing that Postgres minds.
     long = raw_entry(events=[plain(make_event("x" * 2000))])
     mixed = [entry for pair in zip(fine, poison, strict=True) for entry in pair]
-    append_by_hand(service.data_dir / "wal", mixed, [long], [raw_entry()])
+    batches = [mixed, [long], [raw_entry()]]
+    packed = [[msgpack.packb(entry) for entry in batch] for batch in batches]
+    append_by_hand(service.data_dir / "wal", *packed)
     service.start()
     with service.client() as client:
         newest = accepted(post(client, json_entry()))["last_command_id"]
@@ -245,4 +257,39 @@ def test_poison_in_the_log_ends_in_dead_letters_and_what_is_behind_it_goes_on(
     ids = [row[0] for row in table_rows(database_url, "engine_commands")]
     dead = {2 + 2 * number + 1 for number in range(len(poison))}
     assert ids == [number for number in range(1, newest + 1) if number not in dead]
+    assert "Traceback" not in service.log
+
+
+def test_what_can_just_be_read_ends_in_dead_letters_and_ends_nothing_else(
+    make_service: MakeService, database_url: str
+) -> None:
+    """Nested so deeply that an encoder, or whoever compares it, may have too many calls around."""
+
+    def read(depth: int) -> bool:
+        try:
+            decode_record(batch_by_hand(0, 1, [nested_entry(depth)]))
+        except msgspec.DecodeError:
+            return False
+        return True
+
+    depth, _ = deepest(read)
+    # Recovery has calls of its own around it.
+    nested = {uuid4(): depth - less for less in range(2, 14, 2)}
+    service = make_service(BLOCK_COMMANDS="None", ENVIRONMENT=ENVIRONMENT)
+    wal = write_wal(make_settings(service.data_dir, environment=ENVIRONMENT), [[]])
+    entries = [nested_entry(depth, request_uuid=uuid) for uuid, depth in nested.items()]
+    append_by_hand(wal.settings.wal_dir, *([entry] for entry in entries))
+    wal.genesis[0].path.chmod(FILE_MODE)
+    service.start()
+    with service.client() as client:
+        newest = accepted(post(client, json_entry()))["last_command_id"]
+        assert flush(client)["last_command_id"] == newest
+        statuses = {uuid: client.get(f"/entries/{uuid}").json()["status"] for uuid in nested}
+        # How much an interpreter leaves an encoder is its own affair.
+        assert set(statuses.values()) <= {"dead_letter", "replicated"}
+        for uuid in nested:
+            refused(post(client, json_entry(request_uuid=str(uuid))), 40901)
+    letters = dict(query(database_url, "SELECT request_uuid, entry FROM dead_letters"))
+    assert letters.keys() == {uuid for uuid in nested if statuses[uuid] == "dead_letter"}
+    assert all(letters[uuid].endswith(nested_digest(nested[uuid])) for uuid in letters)
     assert "Traceback" not in service.log

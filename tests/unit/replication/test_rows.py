@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from app.errors import InvariantError, ReplicationRefused
 from app.model.codec import canonical_bytes
@@ -22,6 +23,7 @@ from app.replication.rows import (
     whole_entry,
 )
 from app.replication.schema import metadata
+from app.wal.record import decode_command
 from tests.support.journal_entries import (
     make_batch,
     make_entry,
@@ -31,6 +33,7 @@ from tests.support.journal_entries import (
     make_withdrawal,
     wallet,
 )
+from tests.support.nesting import below_calls, nested_entry
 
 # Columns that Postgres fills in by itself, or that another field of the row stands for.
 DEFAULTED = {"directive_outbox": {"status"}}
@@ -145,6 +148,13 @@ def test_an_entry_without_an_encoding_is_still_kept_in_some_form() -> None:
     assert whole_entry(make_full_entry()) != b""
     fine = make_full_entry()
     assert whole_entry(fine) == canonical_bytes(fine)
+
+
+def test_an_entry_that_is_nested_as_deeply_as_it_can_be_read_is_kept_whole() -> None:
+    entry = decode_command(Raw(nested_entry(900)))
+    assert below_calls(90, lambda: whole_entry(entry)) == canonical_bytes(entry)
+    entry.events = [make_event("\udc80")]
+    assert b"\\udc80" in below_calls(90, lambda: whole_entry(entry))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Repeated entries are told from other content by what the log holds, whatever was sent."""
 
 from collections.abc import Sequence
+from typing import Final
 from uuid import UUID
 
 import msgpack
@@ -13,9 +14,13 @@ from app.wal.dedup import DuplicateIndex
 from app.wal.plan import Plan, Planner
 from tests.support.http_entries import msgpack_entry
 from tests.support.journal_entries import make_entry
+from tests.support.nesting import below_calls, nested_entry
 from tests.support.running_writer import request
 
 codec = RequestCodec(max_entries=2000, max_field_bytes=4096)
+# Where it can be read, and where it can't.
+NESTED: Final = 900
+NESTED_TOO_DEEPLY: Final = 200_000
 
 
 class Recorded:
@@ -115,3 +120,34 @@ def test_when_the_log_cannot_be_read_back_the_request_is_refused_for_now(
     assert recorded.planner.place(request(make_entry()), plan).taken == 1
     recorded.failure = None
     assert recorded.planner.place(sent(), plan).repeated == [(0, 7)]
+
+
+def test_what_no_client_could_have_sent_is_compared_as_deeply_as_it_can_be_read(
+    recorded: Recorded,
+) -> None:
+    recorded.add(7, sent())
+    recorded.commands[0] = [Raw(nested_entry(NESTED, request_uuid=UUID(int=1)))]
+    verdict = below_calls(90, lambda: recorded.planner.place(sent(), Plan(50)))
+    assert isinstance(verdict.refusal, RequestConflict)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        nested_entry(NESTED_TOO_DEEPLY, request_uuid=UUID(int=1)),
+        msgpack.packb(msgpack_entry(request_uuid=UUID(int=1), command_type="MARK")).replace(
+            b"MARK", b"\xff\xfe\xfd\xfc"
+        ),
+    ],
+    ids=["nested too deeply", "text that is no UTF-8"],
+)
+def test_what_no_client_could_have_sent_and_can_not_be_read_refuses_what_repeats_it(
+    recorded: Recorded, command: bytes
+) -> None:
+    """The rest of the batch goes on."""
+    recorded.add(7, sent())
+    recorded.commands[0] = [Raw(command)]
+    plan = Plan(50)
+    verdict = recorded.planner.place(sent(), plan)
+    assert isinstance(verdict.refusal, Unavailable)
+    assert recorded.planner.place(request(make_entry()), plan).taken == 1
