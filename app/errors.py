@@ -10,6 +10,7 @@
     │   ├── StoreFailed            the commitment store can't be read or written: open it anew
     │   ├── OutsideWindow          the clock has left the window of the key that was to sign
     │   ├── WalFailed              a write or sync failed: nothing further may be acknowledged
+    │   ├── WalUnreadable          replication can't read the log right now
     │   ├── DatabaseUnavailable    Postgres can't be reached, or not used, right now
     │   │   └── RevisionMismatch   its schema is at another revision than this version needs
     │   └── ReplicationRefused     Postgres and the WAL contradict each other
@@ -79,6 +80,10 @@ class OutsideWindow(OperatingError):
 
 class WalFailed(OperatingError):
     """A write or a sync of the WAL failed. The process must stop without acknowledging."""
+
+
+class WalUnreadable(OperatingError):
+    """The kernel can't read a file of the log right now. Nothing is known to be damaged."""
 
 
 class DatabaseUnavailable(OperatingError):

@@ -21,6 +21,7 @@ from app.errors import (
     JournalError,
     ReplicationRefused,
     RevisionMismatch,
+    WalUnreadable,
 )
 from app.logs import configure_logging
 from app.replication import migrations
@@ -38,7 +39,7 @@ from app.replication.link import (
 )
 from app.replication.postgres import Sink
 from app.replication.rows import Progress
-from app.replication.tail import Chunk, Tail, missing
+from app.replication.tail import Chunk, Tail, missing, reading
 from app.tasks import start_lasting
 from app.wal.checkpoint import read_checkpoint
 from app.wal.files import FileSystem
@@ -67,7 +68,7 @@ class Replicator:
         self._status: Status | None = None
 
     async def run(self) -> None:
-        """Replicate until drained; connection losses are retried, contradictions stop it."""
+        """Replicate until drained; what may pass is retried, contradictions stop it."""
         listener = start_lasting(self._listen(), "replication-link", _end_at_once)
         await self._next_news()
         delay_s = _FIRST_DELAY_S
@@ -76,7 +77,7 @@ class Replicator:
             try:
                 await self._stream()
                 break
-            except DatabaseUnavailable as error:
+            except (DatabaseUnavailable, WalUnreadable) as error:
                 await self._report(DOWN, str(error))
                 if self._draining and self._replicated == self._durable:
                     break
@@ -97,11 +98,14 @@ class Replicator:
             progress = await self._agree(await sink.read_progress())
             tail = Tail(self._files, self._settings.wal_dir, progress.wal_offset)
             while True:
-                behind = self._durable - tail.offset
-                await self._report(CATCHING_UP if behind > _CATCHING_UP_BYTES else STREAMING)
+                if self._durable <= tail.offset:
+                    await self._report(STREAMING)
                 if not await self._wait_for(tail.offset, sink):
                     return
+                behind = self._durable - tail.offset
                 chunk = await self._fill(tail)
+                # Not before: it could be down again as soon as it is to read.
+                await self._report(CATCHING_UP if behind > _CATCHING_UP_BYTES else STREAMING)
                 progress = await self._apply(sink, chunk, progress)
         finally:
             if tail is not None:
@@ -137,7 +141,8 @@ class Replicator:
 
         Raises `ReplicationRefused` where they contradict.
         """
-        checkpoint = read_checkpoint(self._files, self._settings.checkpoint_path)
+        with reading(self._settings.checkpoint_path):
+            checkpoint = read_checkpoint(self._files, self._settings.checkpoint_path)
         kept_from = checkpoint.retained_offset if checkpoint else 0
         known = Progress(wal_id=self._wal_id) if progress is None else progress
         if known.wal_id != self._wal_id:

@@ -3,12 +3,14 @@
 Decoded records, in chunks, never past what is known to be durable.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from app.errors import CorruptionError, ReplicationRefused
+from app.errors import CorruptionError, ReplicationRefused, WalUnreadable
 from app.wal.decoding import decode_record
 from app.wal.files import FileSystem
 from app.wal.reader import SegmentReader
@@ -29,7 +31,7 @@ class Chunk(NamedTuple):
 class Tail:
     """Reads forward from `offset`.
 
-    Raises `ReplicationRefused` when the log does not have it any more.
+    Raises `ReplicationRefused` when the log does not have it any more, and `WalUnreadable`.
     """
 
     def __init__(self, files: FileSystem, directory: Path, offset: int) -> None:
@@ -47,15 +49,16 @@ class Tail:
         entries = size = 0
         while self.offset < durable and entries < max_entries and size < _MAX_CHUNK_BYTES:
             reader = self._segment_reader(durable)
-            for frame in reader.frames(self.offset, durable):
-                record = _decode(reader, frame.offset, frame.payload)
-                if isinstance(record, Batch):
-                    batches.append(record)
-                    entries += len(record.commands)
-                    size += len(frame.payload)
-                self.offset = frame.end
-                if entries >= max_entries or size >= _MAX_CHUNK_BYTES:
-                    break
+            with reading(reader.segment.path):
+                for frame in reader.frames(self.offset, durable):
+                    record = _decode(reader, frame.offset, frame.payload)
+                    if isinstance(record, Batch):
+                        batches.append(record)
+                        entries += len(record.commands)
+                        size += len(frame.payload)
+                    self.offset = frame.end
+                    if entries >= max_entries or size >= _MAX_CHUNK_BYTES:
+                        break
             if reader.fault is not None:
                 raise self._fault(reader)
         return Chunk(batches, entries, self.offset)
@@ -73,14 +76,19 @@ class Tail:
             if segment.start <= self.offset < segment.end and durable <= segment.end:
                 return self._reader
             self.close()
-        for segment in reversed(list_segments(self._files, self._directory)):
+        with reading(self._directory):
+            segments = list_segments(self._files, self._directory)
+        for segment in reversed(segments):
             if segment.start <= self.offset < segment.end:
-                self._reader = SegmentReader(self._files, segment)
+                with reading(segment.path):
+                    self._reader = SegmentReader(self._files, segment)
                 return self._reader
         raise ReplicationRefused(missing(self.offset, self._first_kept()))
 
     def _first_kept(self) -> int:
-        starts = [segment_start(name) for name in self._files.names(self._directory)]
+        with reading(self._directory):
+            names = self._files.names(self._directory)
+        starts = [segment_start(name) for name in names]
         return min((start for start in starts if start is not None), default=0)
 
     def _fault(self, reader: SegmentReader) -> Exception:
@@ -88,6 +96,15 @@ class Tail:
         if fault is None:
             return CorruptionError(reader.segment.path.name, self.offset, "no fault")
         return CorruptionError(reader.segment.path.name, fault.offset, fault.reason)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of the kernel, which do not always name the file, into `WalUnreadable`."""
+    try:
+        yield
+    except OSError as error:
+        raise WalUnreadable(f"{path.name} can't be read: {error.strerror or error}") from error
 
 
 def missing(offset: int, kept_from: int) -> str:

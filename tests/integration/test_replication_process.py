@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from tests.support.http_entries import (
     refused,
 )
 from tests.support.postgres_cluster import Cluster
+from tests.support.syscalls import attached
 from tests.support.waiting import wait_for
 
 
@@ -191,6 +193,50 @@ def test_a_database_restored_from_an_older_backup_gets_what_it_lacks(
         wait_for(lambda: flush(client) == newer, "it is where it was before")
         assert found["environment"] == newer["environment"]
     assert command_ids(database_url) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        ("pread64", "wal/00000000000000000000.wal"),
+        ("openat", "checkpoint.json"),
+    ],
+)
+def test_a_log_that_can_not_be_read_is_read_again_later_and_ingest_goes_on(
+    make_service: MakeService,
+    cluster: Cluster,
+    database_url: str,
+    tmp_path: Path,
+    call: str,
+    path: str,
+) -> None:
+    service = make_service().start()
+    with service.client() as client:
+        accepted(post(client, json_entry()))
+        flush(client)
+        pid = service.replication_pid
+        file = service.data_dir / path
+        fault = ("-P", str(file), "-e", f"trace={call}", "-e", f"inject={call}:error=EIO")
+        with attached(pid, tmp_path / "trace", *fault):
+            # The checkpoint is read whenever it connects.
+            end_connections(cluster, database_url)
+            accepted(post(client, json_entry()))
+            told = f"{file.name} can't be read: Input/output error"
+            wait_for(lambda: says(client, "down", told), "it says so")
+            assert checkpoint(client)["replication"] == "down"
+            errors = metric(client, "ht_journal_replication_errors_total")
+            wait_for(
+                lambda: metric(client, "ht_journal_replication_errors_total") > errors + 1,
+                "it is tried again and counted",
+            )
+            assert says(client, "down", told)
+            newest = accepted(post(client, json_entry()))["last_command_id"]
+        assert flush(client)["last_command_id"] == newest
+        assert replication(client) == {"state": "streaming"}
+        assert service.replication_pid == pid
+    assert command_ids(database_url) == [1, 2, 3]
+    assert service.log.count("Input/output error") == 1
+    assert "Traceback" not in service.log
 
 
 def test_a_lost_connection_is_noticed_while_there_is_nothing_to_do(
