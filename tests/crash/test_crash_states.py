@@ -112,17 +112,17 @@ def check(machine: Machine, world: World, rng: Random) -> None:
         reachable=rng.random() < 0.7,
         before=lambda life, call: steps.append(life.machine),
     )
-    if steps and rng.random() < 0.2:
+    if steps and rng.random() < 0.1:
         recover(power_cut(rng.choice(steps), rng), world, rng)
     # Where a process was killed, what it left in the page cache alone may not be trusted.
     was_killed = not machine.disk.is_durable
-    if was_killed or rng.random() < 0.3:
+    if was_killed or rng.random() < 0.1:
         recover(power_cut(life.machine, rng), life.world, rng)
     life.append(*world.waiting, request(entry_of(rng)))
     life.end()
     if was_killed:
         recover(life.machine.after(Survivors(0, rng)), life.world, rng)
-    elif rng.random() < 0.5:
+    elif rng.random() < 0.2:
         recover(power_cut(life.machine, rng), life.world, rng)
 
 
