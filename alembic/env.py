@@ -14,11 +14,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.errors import SettingsError
-from app.replication.connection import MIGRATION_LIMITS, advisory_key, open_connection
+from app.replication.connection import MIGRATION_LIMITS, MIGRATION_LOCK, open_connection
 from app.replication.schema import metadata
 from app.settings import load_settings
-
-_LOCK_KEY = advisory_key("migrations", "")
 
 
 def _dsn() -> str:
@@ -35,7 +33,7 @@ def _dsn() -> str:
 
 
 def _migrate(connection: Connection) -> None:
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
     context.configure(connection=connection, target_metadata=metadata, compare_type=True)
     with context.begin_transaction():
         context.run_migrations()

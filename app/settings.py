@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.chain.pipeline import ALL_COMMANDS
-from app.environment import ENV_PREFIX, TOKEN_VARIABLE
+from app.environment import COMMAND_VARIABLES, ENV_PREFIX
 from app.errors import SettingsError
 from app.logs import LogFormat, LogLevel
 from app.model.rules import is_type_name
@@ -242,7 +242,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     for name in sorted(names):
         if (
             name.startswith(ENV_PREFIX)
-            and name != TOKEN_VARIABLE
+            and name not in COMMAND_VARIABLES
             and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
         ):
             # Its value may be a key or a password under a name that was misspelt.

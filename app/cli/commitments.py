@@ -3,8 +3,7 @@
 import click
 from rich.console import Console
 
-from app.cli.options import database_of, given, settings_options
-from app.settings import load_settings
+from app.cli.options import database_of, settings_of, settings_options
 
 
 @click.group()
@@ -23,7 +22,7 @@ def rebuild(**options: str | bool | None) -> None:
     kept beside the new one. Blocks that Postgres does not have yet are derived from the WAL at the
     next start. The service must not be running.
     """
-    settings = load_settings(**given(options))
+    settings = settings_of(options)
     from app import rebuild as rebuilding  # noqa: PLC0415 - loads the whole service
 
     console = Console(stderr=True)

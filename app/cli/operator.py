@@ -1,11 +1,17 @@
 """Commands of the operator: run the service, migrate its database, adopt a journal."""
 
 import os
+from typing import Final
 
 import click
 
-from app.cli.options import database_of, given, settings_options
+from app.cli.options import database_of, given, settings_of, settings_options
+from app.environment import ROLE_PASSWORD_VARIABLE
+from app.errors import SettingsError
 from app.settings import load_settings, setting_name
+
+# NAMEDATALEN - 1: Postgres would cut a longer name.
+_MAX_ROLE_BYTES: Final = 63
 
 
 @click.command()
@@ -37,25 +43,38 @@ def serve(ctx: click.Context, /, **options: str | bool | None) -> None:
     metavar="ROLE",
     help="Only print the SQL that gives ROLE what the service needs, and nothing else.",
 )
-def migrate(print_grants: str | None, **options: str | bool | None) -> None:
+@click.option(
+    "--grant-to",
+    metavar="ROLE",
+    help="Afterwards execute that SQL as well; makes ROLE where it is missing. "
+    f"[env: {ROLE_PASSWORD_VARIABLE} has the password that it gets]",
+)
+def migrate(print_grants: str | None, grant_to: str | None, **options: str | bool | None) -> None:
     """Bring the database to the schema that this version needs.
 
     Nothing happens where it is there already. The embedded database is started for the time, unless
     it runs.
 
-    The service itself needs less than the schema's owner: `journal migrate --print-grants journal |
-    psql …` gives the role `journal` what it needs.
+    The service itself needs less than the schema's owner: run as the owner, `journal migrate
+    --grant-to journal` gives the role `journal` what it needs, this time and after every upgrade.
     """
     if print_grants is not None:
-        from app.replication.grants import grants  # noqa: PLC0415 - loads SQLAlchemy
+        if grant_to is not None:
+            raise SettingsError("--print-grants and --grant-to: one of both is allowed")
+        from app.replication.grants import script  # noqa: PLC0415 - loads SQLAlchemy
 
-        click.echo(grants(print_grants))
+        click.echo(script(print_grants))
         return
+    password = None if grant_to is None else _password_for(grant_to)
     from app.replication.migrations import upgrade  # noqa: PLC0415 - loads asyncpg
+    from app.replication.roles import give  # noqa: PLC0415 - likewise
 
-    with database_of(load_settings(**given(options))) as database_url:
+    with database_of(settings_of(options)) as database_url:
         upgrade(database_url)
-    click.echo("the database is up to date")
+        click.echo("the database is up to date")
+        if grant_to is not None:
+            give(database_url, grant_to, password)
+            click.echo(f"the role {grant_to!r} has what the service needs")
 
 
 @click.command()
@@ -67,7 +86,7 @@ def adopt(yes: bool, **options: str | bool | None) -> None:
     Entries that were acknowledged but had not reached Postgres are lost for good. Never do this
     while the old WAL can still be had: start the service on it instead.
     """
-    settings = load_settings(**given(options))
+    settings = settings_of(options)
     if not yes:
         click.confirm(
             f"Acknowledged entries of {settings.environment!r} that never reached Postgres are "
@@ -78,3 +97,19 @@ def adopt(yes: bool, **options: str | bool | None) -> None:
 
     with database_of(settings) as database_url:
         click.echo(adoption.run(settings, database_url))
+
+
+def _password_for(role: str) -> str | None:
+    """What the role gets as its password, if anything. Raises `SettingsError`."""
+    if not (role.isprintable() and 1 <= len(role.encode()) <= _MAX_ROLE_BYTES):
+        raise SettingsError(
+            f"--grant-to={role!r}: a name of 1 to {_MAX_ROLE_BYTES} printable bytes is allowed"
+        )
+    password = os.environ.get(ROLE_PASSWORD_VARIABLE)
+    # Of other characters Postgres has several spellings.
+    if password is not None and not (password and password.isascii() and password.isprintable()):
+        raise SettingsError(
+            f"{ROLE_PASSWORD_VARIABLE}: it is empty, or has other characters than printable ASCII; "
+            "a password of these alone is allowed"
+        )
+    return password

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from app.settings import Settings, setting_name
+from app.settings import Settings, load_settings, setting_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _KIB: Final = 1024
@@ -38,6 +38,11 @@ def given(options: Mapping[str, str | bool | None]) -> dict[str, Any]:
         for name, value in options.items()
         if value is not None
     }
+
+
+def settings_of(options: Mapping[str, str | bool | None]) -> Settings:
+    """The settings of a command that does not listen: HOST, which an image sets, asks no leave."""
+    return load_settings(**given(options), host="localhost")
 
 
 @contextmanager

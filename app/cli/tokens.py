@@ -9,9 +9,9 @@ from typing import Final
 import click
 from msgspec.structs import replace
 
-from app.cli.options import given, settings_options
+from app.cli.options import settings_of, settings_options
 from app.errors import SettingsError
-from app.settings import load_settings, setting_name
+from app.settings import setting_name
 from app.tokens import (
     Scope,
     Token,
@@ -137,7 +137,7 @@ def revoke(which: str, **options: str | bool | None) -> None:
 
 
 def _path(options: dict[str, str | bool | None]) -> Path:
-    path = load_settings(**given(options)).tokens_file
+    path = settings_of(options).tokens_file
     if path is None:
         raise SettingsError(f"--tokens-file (or {_SETTING}) is missing; a path is allowed")
     return path

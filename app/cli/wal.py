@@ -8,9 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from app.cli.options import database_of, given, settings_options
+from app.cli.options import database_of, settings_of, settings_options
 from app.errors import StartRefused
-from app.settings import load_settings
 from app.wal.files import FileSystem
 from app.wal.inspect import DAMAGE, Finding, Totals, findings
 from app.wal.segments import Segment
@@ -43,7 +42,7 @@ def inspect(
     read, also while the service runs: the last record may look incomplete then, because it is being
     written. Exit code 1 when there is any damage.
     """
-    directory = directory or load_settings(**given(options)).wal_dir
+    directory = directory or settings_of(options).wal_dir
     total = Totals()
     for line, text in _lines(directory, records, total):
         click.echo(msgspec.json.encode(line).decode() if as_json else text)
@@ -65,7 +64,7 @@ def repair(yes: bool, without_postgres: bool, **options: str | bool | None) -> N
     Checkpoint, commitment store and Postgres are asked what was. What is cut is copied aside first.
     Anything that is not a tail is refused and left as it is. The service must not be running.
     """
-    settings = load_settings(**given(options))
+    settings = settings_of(options)
 
     def confirm(finding: str, was_asked: bool) -> None:
         click.echo(finding)

@@ -95,6 +95,10 @@ def advisory_key(purpose: str, environment: str) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big", signed=True)
 
 
+# Of several migrators of a database at once, one works and the others wait.
+MIGRATION_LOCK: Final = advisory_key("migrations", "")
+
+
 class JournalConnection(Connection):
     """The driver's connection, where no wait is without a limit."""
 

@@ -20,15 +20,24 @@ _UPDATED: Final = (account_balances, replication_progress, rsm_current_state)
 _REVISION_TABLE: Final = "alembic_version"
 
 
+def script(role: str) -> str:
+    """The grants for psql, in a transaction of their own."""
+    lines = [
+        "-- Run by the owner of the schema, in the journal's database, after `journal migrate`.",
+        f"-- The role is made once: CREATE ROLE {quoted(role)} LOGIN PASSWORD '…';",
+        "BEGIN;",
+        grants(role),
+        "COMMIT;",
+    ]
+    return "\n".join(lines)
+
+
 def grants(role: str) -> str:
     """The statements; they may be run again, and after every `journal migrate`."""
-    to = '"' + role.replace('"', '""') + '"'
+    to = quoted(role)
     literal = "'" + role.replace("'", "''") + "'"
     tables = ", ".join(table.name for table in metadata.sorted_tables)
     lines = [
-        "-- Run by the owner of the schema, in the journal's database, after `journal migrate`.",
-        f"-- The role is made once: CREATE ROLE {to} LOGIN PASSWORD '…';",
-        "BEGIN;",
         "DO $$ BEGIN EXECUTE format(",
         f"    'GRANT CONNECT, TEMPORARY ON DATABASE %I TO %I', current_database(), {literal});",
         "END $$;",
@@ -37,9 +46,13 @@ def grants(role: str) -> str:
         f"GRANT SELECT ON {_REVISION_TABLE} TO {to};",
         f"GRANT SELECT, INSERT ON {tables} TO {to};",
         *(f"GRANT UPDATE ({_updated(table)}) ON {table.name} TO {to};" for table in _UPDATED),
-        "COMMIT;",
     ]
     return "\n".join(lines)
+
+
+def quoted(role: str) -> str:
+    """The role's name as SQL has it."""
+    return '"' + role.replace('"', '""') + '"'
 
 
 def _updated(table: Table) -> str:

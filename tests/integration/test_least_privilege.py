@@ -35,6 +35,7 @@ _UPDATED_COLUMNS = """
 SELECT table_name, column_name FROM information_schema.column_privileges
 WHERE grantee = $1 AND privilege_type = 'UPDATE'
 """
+_PASSWORD_OF = "SELECT rolpassword FROM pg_authid WHERE rolname = $1"
 _ROLE = 'journal\'s "least" {}'
 
 
@@ -80,6 +81,11 @@ def journal(*arguments: object) -> Result:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return result
+
+
+def grant_to(url: str, name: str, **environ: str) -> Result:
+    arguments = ["migrate", "--database-url", url, "--grant-to", name]
+    return CliRunner(env=environ).invoke(main, arguments)
 
 
 def append(url: str, *entries: Entry) -> None:
@@ -155,6 +161,48 @@ def test_the_role_can_add_and_read_and_changes_only_what_is_true_now(
     for columns in updated.values():
         assert columns
         assert columns.isdisjoint(keys)
+
+
+def test_grant_to_gives_exactly_what_is_printed_to_a_role_that_it_makes(
+    cluster: Cluster, role: Role, database_url: str
+) -> None:
+    made = _ROLE.format(uuid4().hex[:8])
+    try:
+        for _ in range(2):
+            journal("migrate", "--database-url", database_url, "--grant-to", made)
+        for privileges in (_TABLE_PRIVILEGES, _UPDATED_COLUMNS):
+            expected = set(query(database_url, privileges, role.name))
+            assert set(query(database_url, privileges, made)) == expected
+        assert value(cluster.url, "SELECT rolcanlogin FROM pg_roles WHERE rolname = $1", made)
+    finally:
+        run(database_url, f"DROP OWNED BY {quoted(made)}")
+        run(cluster.url, f"DROP ROLE {quoted(made)}")
+
+
+@pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a member of it"])
+def test_a_role_that_grants_do_not_hold_back_is_refused_and_keeps_its_password(
+    cluster: Cluster, role: Role, database_url: str, is_owner: bool
+) -> None:
+    owner: str = value(database_url, "SELECT current_user")
+    run(cluster.url, f"GRANT {quoted(owner)} TO {quoted(role.name)}")
+    name = owner if is_owner else role.name
+    before = value(cluster.url, _PASSWORD_OF, name)
+    result = grant_to(database_url, name, JOURNAL_ROLE_PASSWORD="another")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"journal: --grant-to={name!r}: it is a superuser, or may act")
+    assert result.stderr.count("\n") == 1
+    assert value(cluster.url, _PASSWORD_OF, name) == before
+
+
+def test_what_is_not_the_owner_s_to_grant_is_no_success_and_leaves_no_role(
+    cluster: Cluster, role: Role
+) -> None:
+    run(cluster.url, f"ALTER ROLE {quoted(role.name)} CREATEROLE")
+    result = grant_to(role.url, "left behind")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("journal: granting to the role 'left behind': no privileges")
+    assert result.stderr.count("\n") == 1
+    assert not query(cluster.url, "SELECT FROM pg_roles WHERE rolname = 'left behind'")
 
 
 @pytest.mark.parametrize("table", ["account_balances", "replication_progress", "rsm_current_state"])

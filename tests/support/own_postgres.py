@@ -6,12 +6,16 @@ import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import psutil
 
 from app.embedded import EmbeddedPostgres
+from tests.support.database import query, value
 from tests.support.ends import await_ends
+from tests.support.waiting import wait_for
+
+_PASSWORDS: Final = "local all postgres trust\nlocal all all scram-sha-256\n"
 
 
 class OwnPostgres:
@@ -42,6 +46,15 @@ class OwnPostgres:
         url = self._server.start()
         assert self.url in ("", url)
         self.url = url
+
+    def ask_for_passwords(self) -> None:
+        """From now on everybody has to show one, save the superuser of `url`."""
+        loaded = value(self.url, "SELECT pg_conf_load_time()")
+        (self._directory / "pg_hba.conf").write_text(_PASSWORDS)
+        query(self.url, "SELECT pg_reload_conf()")
+        wait_for(
+            lambda: value(self.url, "SELECT pg_conf_load_time() > $1", loaded), "it is in force"
+        )
 
     def crash(self) -> None:
         """What `pg_ctl stop -m immediate` does: every backend ends at once, nothing is finished."""

@@ -34,6 +34,8 @@ class Service:
         self.data_dir = data_dir
         self.log_path = data_dir.with_name(data_dir.name + ".log")
         self.port = 0
+        # What others than the service read from its environment, such as libpq's PGPASSWORD.
+        self.variables: dict[str, str] = {}
         # A command that runs the service as its own process, such as a tracer's.
         self.wrapper: tuple[str, ...] = ()
         # What to ask with whether it is ready, where it wants certificates of its clients.
@@ -170,7 +172,7 @@ class Service:
         }
         for name, value in {**self._settings, **settings}.items():
             environ[f"JOURNAL_{name}"] = str(value)
-        return environ
+        return environ | self.variables
 
     def _is_ready(self) -> bool:
         assert self._process is not None

@@ -110,6 +110,9 @@ def test_options_of_serve_win_over_the_environment_and_reach_its_processes(
         (["serve", "--host", "0.0.0.0"], "loopback"),
         (["migrate", "--database-url", "mysql://x"], "JOURNAL_DATABASE_URL='mysql://x'"),
         (["adopt", "--environment", "a b"], "JOURNAL_ENVIRONMENT='a b'"),
+        (["migrate", "--grant-to", ""], "--grant-to=''"),
+        (["migrate", "--grant-to", "ä" * 32], "1 to 63 printable bytes"),
+        (["migrate", "--grant-to", "a", "--print-grants", "a"], "one of both is allowed"),
     ],
 )
 def test_a_bad_setting_is_one_line_and_exit_code_2(arguments: list[str], named: str) -> None:
@@ -125,6 +128,34 @@ def test_a_setting_that_does_not_exist_is_not_ignored(environ: dict[str, str]) -
     environ["JOURNAL_WAL_TAYL"] = "strict"
     result = run("serve")
     assert (result.exit_code, "JOURNAL_WAL_TAYL" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("password", ["", "secr\nt", "sécret"])
+def test_a_password_that_postgres_could_take_for_another_is_refused_and_not_shown(
+    environ: dict[str, str], password: str
+) -> None:
+    environ["JOURNAL_ROLE_PASSWORD"] = password
+    result = run("migrate", "--grant-to", "journal")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("journal: JOURNAL_ROLE_PASSWORD: ")
+    assert result.stderr.count("\n") == 1
+    assert not password or password not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["migrate"], ["tokens", "list"], ["wal", "inspect"], ["commitments", "rebuild"]]
+)
+def test_a_command_that_does_not_listen_needs_no_leave_to(
+    environ: dict[str, str], tmp_path: Path, arguments: list[str]
+) -> None:
+    environ |= {
+        "JOURNAL_HOST": "0.0.0.0",
+        "JOURNAL_DATA_DIR": str(tmp_path),
+        "JOURNAL_DATABASE_URL": f"postgresql:///x?host={tmp_path}",
+    }
+    result = run(*arguments)
+    assert result.exit_code > 0
+    assert "HOST" not in result.stderr
 
 
 def test_a_database_that_is_away_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
