@@ -44,6 +44,8 @@ _WATCH_S: Final = 1.0
 _START_ATTEMPTS: Final = 6
 _USUAL_UMASK: Final = 0o022
 _TRAVERSE: Final = 0o011
+_PID_FILE: Final = "postmaster.pid"
+_SOCKET_LOCK: Final = ".s.PGSQL.5432.lock"
 
 
 class EmbeddedPostgres:
@@ -146,8 +148,11 @@ def running_url(directory: Path) -> str | None:
     directory = directory.absolute()
     if not (_is_alive(directory) and _is_ready(directory)):
         return None
-    socket_directory = (directory / "postmaster.pid").read_text().split("\n")[4]
-    return f"postgresql://postgres:@/postgres?host={socket_directory}"
+    return f"postgresql://postgres:@/postgres?host={_socket_directory(directory)}"
+
+
+def _socket_directory(directory: Path) -> str:
+    return (directory / _PID_FILE).read_text().split("\n")[4]
 
 
 def _close(keeper: "subprocess.Popen[str]") -> None:
@@ -255,8 +260,12 @@ def _start_again(directory: Path) -> None:
 
 
 def _stop(server: "PostgresServer") -> None:
-    """Stop Postgres: cleanly, or at once when that takes too long."""
-    for mode in ("fast", "immediate"):
+    """Stop Postgres: cleanly, or at once when that takes too long.
+
+    At once, too, while it recovers from the end of one of its processes: asked to stop then, it
+    waits for ever (PostgreSQL 18). It has nothing to lose: recovery may be repeated.
+    """
+    for mode in ("fast", "immediate") if _takes_connections(server) else ("immediate",):
         ended = subprocess.run(
             [server.bin_path / "pg_ctl", "-D", server.pgdata, "-m", mode, "-w", "-t", "60", "stop"],
             stdin=subprocess.DEVNULL,
@@ -265,27 +274,45 @@ def _stop(server: "PostgresServer") -> None:
             user=server.system_user,
             check=False,
         )
-        if ended.returncode == 0 or not (server.pgdata / "postmaster.pid").exists():
+        if ended.returncode == 0 or not (server.pgdata / _PID_FILE).exists():
             return
+
+
+def _takes_connections(server: "PostgresServer") -> bool:
+    """Ask the server itself: its status file says `ready` while it recovers, too."""
+    try:
+        socket_directory = _socket_directory(server.pgdata)
+    except (OSError, IndexError):
+        return False
+    asked = subprocess.run(
+        [server.bin_path / "pg_isready", "-q", "-h", socket_directory],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return asked.returncode == 0
 
 
 def _forget_dead_server(directory: Path) -> None:
     """Remove what a server and a keeper that were killed have left behind.
 
     The wheel trusts the process id in `postmaster.pid`, which may be another process by now, and
-    would not start a server beside it.
+    would not start a server beside it. Nor would PostgreSQL, by the one in the lock of its socket,
+    also when that is the dead server's own, for whose status nobody has asked yet.
     """
     (directory / ".handle_pids.json").unlink(missing_ok=True)
-    if not _is_alive(directory):
-        (directory / "postmaster.pid").unlink(missing_ok=True)
+    for name in (_PID_FILE, _SOCKET_LOCK):
+        if not _is_alive(directory, name):
+            (directory / name).unlink(missing_ok=True)
 
 
-def _is_alive(directory: Path) -> bool:
-    """Whether the server of `directory` runs."""
+def _is_alive(directory: Path, pid_file: str = _PID_FILE) -> bool:
+    """Whether the server of `directory` that wrote `pid_file` runs."""
     import psutil  # noqa: PLC0415 - comes with the wheel
 
     try:
-        pid = int((directory / "postmaster.pid").read_text().split("\n", 1)[0])
+        pid = int((directory / pid_file).read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
         running = process.status() != psutil.STATUS_ZOMBIE
         return running and str(directory) in process.cmdline()
@@ -313,7 +340,7 @@ def _let_through(path: Path) -> None:
 def _is_ready(directory: Path) -> bool:
     """Whether the server's own status line says that it takes connections."""
     try:
-        return "ready" in (directory / "postmaster.pid").read_text().split("\n")[7]
+        return "ready" in (directory / _PID_FILE).read_text().split("\n")[7]
     except (OSError, IndexError):
         return False
 

@@ -177,6 +177,20 @@ def test_a_server_that_was_killed_is_started_again_under_the_same_url(
     assert not answers(url)
 
 
+def test_it_is_stopped_while_it_recovers_from_the_end_of_one_of_its_processes(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    """Asked to stop cleanly then, PostgreSQL 18 waits for ever."""
+    postgres.start()
+    server = postmaster(data_dir)
+    log = data_dir / "postgres" / "log"
+    (checkpointer,) = (each for each in server.children() if "checkpointer" in each.cmdline()[0])
+    checkpointer.kill()
+    wait_for(lambda: "reinitializing" in log.read_text(), "it recovers", interval_s=0.001)
+    postgres.stop(timeout_s=40)
+    assert has_ended(server)
+
+
 def test_a_keeper_that_was_killed_is_replaced_and_its_server_kept_and_stopped(
     data_dir: Path, postgres: EmbeddedPostgres
 ) -> None:
@@ -215,6 +229,28 @@ def test_a_pid_file_that_names_another_process_is_not_believed(
     pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))
     assert query(postgres.start(), "SELECT 1") == 1
     assert postmaster(data_dir).pid != os.getpid()
+
+
+def test_a_lock_of_its_socket_that_names_another_process_is_not_believed(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    """PostgreSQL itself believes it, where its own user runs under that number: here a sleeper."""
+    postgres.start()
+    lock = data_dir / "postgres" / ".s.PGSQL.5432.lock"
+    text, owner = lock.read_text(), lock.stat()
+    server = postmaster(data_dir)
+    postgres.stop()
+    with subprocess.Popen(
+        ["sleep", "1000"],
+        user=owner.st_uid,
+        group=owner.st_gid,  # noqa: S607
+    ) as other:
+        try:
+            lock.write_text(text.replace(str(server.pid), str(other.pid), 1))
+            os.chown(lock, owner.st_uid, owner.st_gid)
+            assert query(postgres.start(), "SELECT 1") == 1
+        finally:
+            other.kill()
 
 
 def test_a_start_that_fails_says_where_to_look(data_dir: Path, postgres: EmbeddedPostgres) -> None:
