@@ -243,7 +243,7 @@ def test_a_lock_of_its_socket_that_names_another_process_is_not_believed(
     with subprocess.Popen(
         ["sleep", "1000"],
         user=owner.st_uid,
-        group=owner.st_gid,  # noqa: S607
+        group=owner.st_gid,
     ) as other:
         try:
             lock.write_text(text.replace(str(server.pid), str(other.pid), 1))
