@@ -28,7 +28,7 @@ serve: $(SERVING) ## Run the service with its embedded PostgreSQL (JOURNAL_* var
 
 .PHONY: test
 test: lint typecheck ## Check style and types, then run all tests
-	@$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: unit
 unit: $(DEVELOPING) ## Run the fast tests alone
