@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from tests.support.ends import await_ends
+from tests.support.loaded import LoadedService
 from tests.support.waiting import wait_for
 
 _COMMAND: Final = "from app.cli import main; main()"
@@ -49,7 +50,7 @@ class Service:
             "FLOOD_BAN_S": 0,
             **settings,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | LoadedService | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,9 +91,12 @@ class Service:
         """All that it has logged, over all its lives."""
         return self.log_path.read_text() if self.log_path.exists() else ""
 
-    def launch(self, **settings: object) -> subprocess.Popen[bytes]:
+    def launch(self, **settings: object) -> subprocess.Popen[bytes] | LoadedService:
         """Start the process and return at once; `settings` hold for this life."""
         environ = self._environ({"PORT": self.port, **settings})
+        if not self.wrapper:
+            self._process = LoadedService(environ, self.log_path)
+            return self._process
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self.wrapper, sys.executable, "-c", _COMMAND, "serve"],
