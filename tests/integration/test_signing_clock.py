@@ -78,16 +78,15 @@ class Load:
 
 
 @pytest.fixture
-def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnedClock:
-    owned = OwnedClock(tmp_path / "clock", START_MS)
-    for name, value in owned.environ.items():
-        monkeypatch.setenv(name, value)
-    return owned
+def clock(tmp_path: Path) -> OwnedClock:
+    return OwnedClock(tmp_path / "clock", START_MS)
 
 
 @pytest.fixture
 def service(make_service: MakeService, tmp_path: Path, clock: OwnedClock) -> Service:
-    return make_service(COLD_KEY_FILE=write_cold_key(tmp_path)).start()
+    service = make_service(COLD_KEY_FILE=write_cold_key(tmp_path))
+    service.wrapper = clock.wrapper
+    return service.start()
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,12 @@ _SHIFTED: Final = Path(__file__).with_name("shifted_clock.c")
 
 
 class OwnedClock:
-    """The time that every process started with `environ` reads, in ms. It stands still."""
+    """The time that every process of a command behind `wrapper` reads, in ms. It stands still."""
 
     def __init__(self, path: Path, now_ms: int) -> None:
         self._now_ms = _shared(path)
-        self.environ: Final = {
-            "TEST_CLOCK": str(path),
-            "PYTHONPATH": os.pathsep.join([str(_CUSTOMIZED), str(_CUSTOMIZED.parents[2])]),
-        }
+        modules = os.pathsep.join([str(_CUSTOMIZED), str(_CUSTOMIZED.parents[2])])
+        self.wrapper: Final = ("env", f"TEST_CLOCK={path}", f"PYTHONPATH={modules}")
         self._now_ms.value = now_ms
         self.readings = [now_ms]
         """Every time that it has shown, in order."""
