@@ -34,8 +34,8 @@ with atheris.instrument_imports(include=["app"]):
     from app.wal.segments import list_segments
 
 from tests.support.journal_entries import make_entry, make_full_entry
-from tests.support.strategies import to_json
 from tests.support.wal_files import ENVIRONMENT, frame, make_genesis, make_record
+from tests.support.wire_forms import to_json
 
 MAX_FIELD_BYTES: Final = 4096
 MAX_ENTRIES: Final = 20

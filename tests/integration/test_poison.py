@@ -31,9 +31,9 @@ from tests.support.http_entries import (
 )
 from tests.support.journal_entries import make_event, make_full_entry, make_update
 from tests.support.nesting import deepest, nested_digest, nested_entry
-from tests.support.strategies import to_json
 from tests.support.table_audit import table_rows
 from tests.support.wal_files import ENVIRONMENT, crc_32c, make_settings, write_wal
+from tests.support.wire_forms import to_json
 
 MAX_INT64: Final = 2**63 - 1
 TEXTS: Final = [

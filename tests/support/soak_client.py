@@ -26,10 +26,10 @@ from app.model.entry import Address, BalanceUpdate, Entry
 from app.model.entry import Event as EntryEvent
 from tests.support.foreign_wal import plain
 from tests.support.http_entries import JSON, MSGPACK
-from tests.support.strategies import to_json
+from tests.support.wire_forms import to_json
 
-_LARGEST_REQUEST: Final = 20
-_PAUSE_S: Final = 0.03
+_LARGEST_REQUEST: Final = 10
+_PAUSE_S: Final = 0.1
 _RETRY_S: Final = 0.1
 _RETRIABLE: Final = (429, 503, 507)
 
@@ -99,24 +99,24 @@ class Violation(Exception):
 class SoakClient:
     """Sends batches, sends some again, contradicts itself, asks; in JSON or MessagePack."""
 
-    def __init__(self, url: str, ledger: Path, seed: int, name: str) -> None:
+    def __init__(self, url: str, ledger: Path, seed: int, name: str, stopping: Event) -> None:
         self._seed, self._name = seed, name
         self._rng = Random(f"{seed}/{name}")
         self._json = self._rng.random() < 0.5
         self._ledger = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         http2 = self._rng.random() < 0.5
         self._http = httpx.Client(
-            base_url=url, http1=not http2, http2=http2, timeout=20, trust_env=False
+            base_url=url, http1=not http2, http2=http2, timeout=20, trust_env=False, verify=False
         )
         self._next = 0
         self._last: list[tuple[Entry, int]] = []
         self._pause = Event()  # never set
-        self.stopping = Event()
+        self._stopping = stopping
 
     def run(self) -> None:
         """Send until asked to stop; the request under way is still seen through."""
         actions = (self._append, self._repeat, self._contradict, self._look_up, self._ask)
-        while not self.stopping.wait(_PAUSE_S):
+        while not self._stopping.wait(_PAUSE_S):
             [action] = self._rng.choices(actions, (70, 10, 5, 10, 5))
             action()
 
@@ -199,8 +199,9 @@ class SoakClient:
 
 
 def main(url: str, ledger: str, seed: str, name: str) -> int:
-    client = SoakClient(url, Path(ledger), int(seed), name)
-    signal.signal(signal.SIGTERM, lambda *_: client.stopping.set())
+    stopping = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    client = SoakClient(url, Path(ledger), int(seed), name, stopping)
     try:
         client.run()
     except Violation as violation:

@@ -79,7 +79,8 @@ class Clients:
 
     def stop(self) -> None:
         """Let every one see its request through, and end."""
-        for process in self._running.values():
+        for name, process in self._running.items():
+            wait_for(self.ledger(name).exists, f"{name} runs")
             process.terminate()
         for name, process in self._running.items():
             assert process.wait(60) == 0, self.ledger(name).read_text()[-1000:]
@@ -170,14 +171,20 @@ class SoakService(Service):
         environ = psutil.Process(self.replication_pid).environ()
         return ReplicationSettings.taken_from(environ).database_url
 
-    def usage(self) -> Usage:
-        """What all its processes hold, Postgres left out."""
-        family = [psutil.Process(self.pid), psutil.Process(self.worker_pid)]
-        family.append(psutil.Process(self.replication_pid))
-        return Usage(
-            sum(process.memory_info().rss for process in family),
-            sum(process.num_fds() for process in family),
-        )
+    @property
+    def keeper_pid(self) -> int:
+        """The process that watches over the embedded server."""
+        return wait_for(self._find_keeper, "the keeper runs")
+
+    def usage(self) -> dict[str, Usage]:
+        """What each of its processes holds, Postgres left out."""
+        family = {
+            "supervisor": self.pid,
+            "worker": self.worker_pid,
+            "replication": self.replication_pid,
+            "keeper": self.keeper_pid,
+        }
+        return {name: _usage_of(psutil.Process(pid)) for name, pid in family.items()}
 
     def kill_supervisor(self) -> None:
         worker = psutil.Process(self.worker_pid)
@@ -216,12 +223,20 @@ class SoakService(Service):
 
     def kill_keeper(self) -> bool:
         """Kill the process that watches over the embedded server."""
+        keeper = self._find_keeper()
+        with suppress(ProcessLookupError):
+            if keeper is not None:
+                os.kill(keeper, signal.SIGKILL)
+                return True
+        return False
+
+    def _find_keeper(self) -> int | None:
         with suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.worker_pid).children():
-                if "app.embedded" in process.cmdline():
-                    process.kill()
-                    return True
-        return False
+                with suppress(psutil.ZombieProcess):
+                    if "app.embedded" in process.cmdline():
+                        return process.pid
+        return None
 
     def _postmaster(self) -> psutil.Process:
         pid_file = self.data_dir / "postgres" / "postmaster.pid"
@@ -229,6 +244,10 @@ class SoakService(Service):
         if str(self.data_dir) not in " ".join(process.cmdline()):
             raise psutil.NoSuchProcess(process.pid)  # another one by now
         return process
+
+
+def _usage_of(process: psutil.Process) -> Usage:
+    return Usage(process.memory_info().rss, process.num_fds())
 
 
 def await_requests(clients: Clients, count: int) -> None:

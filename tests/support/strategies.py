@@ -1,13 +1,9 @@
-"""Hypothesis strategies for entries: any that the protocol's section 3 allows; their wire forms."""
+"""Hypothesis strategies for entries: any that the protocol's section 3 allows."""
 
-from base64 import b64encode
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-import msgpack
 from hypothesis import strategies as st
-from msgspec import Struct
 
 from app.model.entry import (
     ZERO_DIGEST,
@@ -21,7 +17,6 @@ from app.model.entry import (
     Hash32,
     OutboxAppend,
 )
-from tests.support.foreign_wal import plain
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -179,32 +174,3 @@ def entries(draw: st.DrawFn, uuids: st.SearchStrategy[UUID] | None = None) -> En
         command_identity_hash=draw(st.none() | hashes),
         rsm_state_digest=draw(st.none() | field_bytes()),
     )
-
-
-def to_json(value: Any) -> Any:
-    """An entry as a client sends it in JSON: base64, `0x` hex, UUIDs as text; all spelled out."""
-    return _spelled(value, _json_leaf)
-
-
-def to_msgpack(value: Any) -> bytes:
-    """An entry as a client sends it in MessagePack, defaults left out."""
-    packed: bytes = msgpack.packb(plain(value))
-    return packed
-
-
-def _json_leaf(value: Any) -> Any:
-    if isinstance(value, Address | Hash32):
-        return "0x" + value.hex()
-    if isinstance(value, bytes):
-        return b64encode(value).decode()
-    return str(value) if isinstance(value, UUID) else value
-
-
-def _spelled(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Struct):
-        return {name: _spelled(getattr(value, name), leaf) for name in value.__struct_fields__}
-    if isinstance(value, dict):
-        return {key: _spelled(item, leaf) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_spelled(item, leaf) for item in value]
-    return leaf(value)

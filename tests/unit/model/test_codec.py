@@ -22,7 +22,8 @@ from app.model.entry import Entry, Hash32
 from tests.support.foreign_wal import plain
 from tests.support.http_entries import json_entry, msgpack_entry
 from tests.support.journal_entries import make_entry, make_full_entry
-from tests.support.strategies import entries, to_json, to_msgpack
+from tests.support.strategies import entries
+from tests.support.wire_forms import to_json, to_msgpack
 
 MAX_FIELD_BYTES = 4096
 codec = RequestCodec(max_entries=200, max_field_bytes=MAX_FIELD_BYTES)

@@ -12,7 +12,7 @@ from app.errors import InvalidEntries, TooManyEntries, TooManyValues
 from app.model.weight import check_weight, count_values
 from tests.support.http_entries import json_entry, msgpack_entry, packed
 from tests.support.journal_entries import make_event, make_full_entry
-from tests.support.strategies import to_msgpack
+from tests.support.wire_forms import to_msgpack
 
 MIB = 1 << 20
 MAX_BODY_BYTES = 4 * MIB
