@@ -23,7 +23,7 @@
         ├── TooManyEntries         more entries than MAX_ENTRIES
         ├── TooManyValues          many times as large in memory as MAX_BODY_BYTES
         ├── RequestConflict        a request_uuid was used before with other content
-        └── Unavailable            not now: the queue is full, starting, or shutting down
+        └── Unavailable            not now: queue full, no descriptors, starting, or shutting down
 
 The client side has branches of its own: `ClientError` in `app.client`, `FeedError` in `app.feed`,
 `AccountingError` (a `RequestError`) in `app.model.accounting`; signatures that show nothing raise
@@ -162,7 +162,7 @@ class RequestConflict(RequestError):
 
 
 class Unavailable(RequestError):
-    """Not now: the queue is full, or the service is starting or shutting down."""
+    """Not now: the queue is full, there are no file descriptors, or it is starting or ending."""
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(reason)

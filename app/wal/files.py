@@ -146,13 +146,21 @@ class FileSystem:
         """`fdatasync`: data, and what is needed to read it back, is on stable storage."""
         os.fdatasync(fd)
 
+    def open_directory(self, path: Path) -> int:
+        """Open a directory, for `sync_names`."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def sync_names(self, fd: int) -> None:
+        """Make the entries of an open directory durable."""
+        os.fsync(fd)
+
     def sync_directory(self, path: Path) -> None:
         """Make the entries of a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self.open_directory(path)
         try:
-            os.fsync(fd)
+            self.sync_names(fd)
         finally:
-            os.close(fd)
+            self.close(fd)
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut a file to `size` bytes; blocks beyond are released."""
@@ -201,15 +209,51 @@ def write_new_file(
     data: bytes | bytearray,
     prepare: Callable[[int], None] = lambda fd: None,
 ) -> None:
+    """As `open_new_file`, and close it."""
+    files.close(open_new_file(files, path, data, prepare))
+
+
+def open_new_file(
+    files: FileSystem,
+    path: Path,
+    data: bytes | bytearray,
+    prepare: Callable[[int], None] = lambda fd: None,
+) -> int:
     """Write and sync a draft, then name it `path`, which so never shows a part of it.
 
     File and directory are synced. `prepare` is called with the open descriptor before the data is
-    written. Raises `OSError`, with `path` as it was, and `UnsyncedName` once the draft is there.
+    written. Returns the descriptor, for reading and writing. Raises `OSError`, with `path` as it
+    was, and `UnsyncedName` once the draft is there: by then no descriptor is needed any more.
     """
     draft = path.with_name(path.name + DRAFT_SUFFIX)
-    if files.exists(draft):
-        files.unlink(draft)
-    fd = files.create(draft)
+    directory = files.open_directory(path.parent)
+    try:
+        if files.exists(draft):
+            files.unlink(draft)
+        fd = files.create(draft)
+        try:
+            _write_draft(files, draft, fd, data, prepare)
+            with files.naming:
+                files.rename(draft, path)
+                try:
+                    files.sync_names(directory)
+                except OSError as error:
+                    raise UnsyncedName(error.errno, error.strerror, str(path.parent)) from error
+        except BaseException:
+            files.close(fd)
+            raise
+    finally:
+        files.close(directory)
+    return fd
+
+
+def _write_draft(
+    files: FileSystem,
+    draft: Path,
+    fd: int,
+    data: bytes | bytearray,
+    prepare: Callable[[int], None],
+) -> None:
     try:
         prepare(fd)
         files.write(fd, data, 0)
@@ -217,14 +261,6 @@ def write_new_file(
     except OSError:
         files.unlink(draft)
         raise
-    finally:
-        files.close(fd)
-    with files.naming:
-        files.rename(draft, path)
-        try:
-            files.sync_directory(path.parent)
-        except OSError as error:
-            raise UnsyncedName(error.errno, error.strerror, str(path.parent)) from error
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -1,6 +1,7 @@
 """The writing end of the log: appends framed records to the last segment and syncs them.
 
 One thread owns it. Nothing here retries: a failed write or sync, except for want of room, is final.
+That a new segment can't even be opened for want of a file descriptor is none.
 """
 
 import errno
@@ -11,9 +12,9 @@ from typing import Final
 
 from msgspec import Raw
 
-from app.errors import CorruptionError, DiskFull, WalFailed
+from app.errors import CorruptionError, DiskFull, Unavailable, WalFailed
 from app.wal.decoding import decode_raw
-from app.wal.files import FileSystem, UnsyncedName, write_new_file
+from app.wal.files import FileSystem, UnsyncedName, open_new_file
 from app.wal.reader import Fault, SegmentReader, decode_frame, segment_of
 from app.wal.record import Genesis, RawBatch, encode_record
 from app.wal.segments import Segment, list_segments, segment_name
@@ -22,6 +23,7 @@ from app.wal.sync import Syncer
 _log = logging.getLogger(__name__)
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Log:
@@ -29,7 +31,7 @@ class Log:
 
     `end` is the logical offset behind the last record that was appended. `append` and `sync` raise
     `WalFailed` when the process must stop, `append` and `reserve` raise `DiskFull` when it may go
-    on.
+    on, and so does `reserve` with `Unavailable`.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class Log:
             for each in list_segments(files, segment.path.parent)
             if each.start < segment.start
         }
-        self._open(segment)
+        self._lacks_descriptors = False
+        self._go_on_in(segment, self._opened(segment.path))
 
     @property
     def syncer_name(self) -> str:
@@ -133,13 +136,16 @@ class Log:
         self._files.close(self._fd)
         self._syncer.close()
 
-    def _open(self, segment: Segment) -> None:
+    def _opened(self, path: Path) -> int:
+        try:
+            return self._files.open(path, write=True)
+        except OSError as error:
+            raise WalFailed(f"opening {path.name} failed: {error}") from error
+
+    def _go_on_in(self, segment: Segment, fd: int) -> None:
         self._path = segment.path
         self._start = segment.start
-        try:
-            self._fd = self._files.open(segment.path, write=True)
-        except OSError as error:
-            raise WalFailed(f"opening {segment.path.name} failed: {error}") from error
+        self._fd = fd
         self._identity = self._files.identity(self._fd)
         self.end = segment.end
         self._has_records = True
@@ -151,7 +157,7 @@ class Log:
         self._check_older()
         directory = self._path.parent
         try:
-            segment = create_segment(
+            segment, fd = _begin_segment(
                 self._files,
                 directory,
                 Genesis(
@@ -163,15 +169,27 @@ class Log:
                 ),
             )
         except OSError as error:
-            # Once it has its name, what failed is a sync, and this segment must not grow any more.
-            if isinstance(error, UnsyncedName) or error.errno not in NO_ROOM:
-                raise WalFailed(f"beginning the segment at {self.end} failed: {error}") from error
-            raise DiskFull("no room for a new segment on the volume of the WAL") from error
+            raise self._not_begun(error) from error
+        self._lacks_descriptors = False
         self._cut(self.end - self._start)
         self._files.close(self._fd)
         self._older[Segment(self._path, self._start, self.end - self._start)] = self._identity
-        self._open(segment)
+        self._go_on_in(segment, fd)
         self._has_records = False
+
+    def _not_begun(self, error: OSError) -> Exception:
+        """What is to be raised when the next segment could not begin."""
+        # Once it has its name, what failed is a sync, and the one before must not grow any more.
+        if not isinstance(error, UnsyncedName):
+            if error.errno in NO_ROOM:
+                return DiskFull("no room for a new segment on the volume of the WAL")
+            if error.errno in _NO_DESCRIPTORS:
+                reason = f"no file descriptors are left for a new segment: {error.strerror}"
+                if not self._lacks_descriptors:
+                    _log.error("entries are refused, %s", reason)
+                self._lacks_descriptors = True
+                return Unavailable(reason)
+        return WalFailed(f"beginning the segment at {self.end} failed: {error}")
 
     def _check_older(self) -> None:
         """Check that the segments which are still needed are the ones that were written.
@@ -203,10 +221,16 @@ def _gone(path: Path, how: str) -> str:
 
 def create_segment(files: FileSystem, directory: Path, genesis: Genesis) -> Segment:
     """Create the segment that begins with `genesis`, durable under its name. Raises `OSError`."""
+    segment, fd = _begin_segment(files, directory, genesis)
+    files.close(fd)
+    return segment
+
+
+def _begin_segment(files: FileSystem, directory: Path, genesis: Genesis) -> tuple[Segment, int]:
     path = directory / segment_name(genesis.offset)
     record = encode_record(genesis)
-    write_new_file(files, path, record)
-    return Segment(path, genesis.offset, len(record))
+    fd = open_new_file(files, path, record)
+    return Segment(path, genesis.offset, len(record)), fd
 
 
 def allocate(files: FileSystem, fd: int, offset: int, length: int) -> None:

@@ -42,12 +42,16 @@ def give_back(files: FileSystem, directory: Path, start: int, limit: int) -> int
 
 
 def _unlink(files: FileSystem, path: Path) -> None:
-    with files.naming:
-        files.unlink(path)
-        try:
-            files.sync_directory(path.parent)
-        except OSError as error:
-            raise WalFailed(f"syncing the unlinking of {path.name} failed: {error}") from error
+    directory = files.open_directory(path.parent)
+    try:
+        with files.naming:
+            files.unlink(path)
+            try:
+                files.sync_names(directory)
+            except OSError as error:
+                raise WalFailed(f"syncing the unlinking of {path.name} failed: {error}") from error
+    finally:
+        files.close(directory)
 
 
 def _punch(files: FileSystem, segment: Segment, start: int, limit: int) -> int:

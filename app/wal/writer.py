@@ -248,7 +248,7 @@ class WalWriter(Generic[Pending]):
         taken_at = perf_counter()
         plan = Plan(self._next_command_id)
         verdicts = [self._place(submission, plan) for submission in batch]
-        failure: DiskFull | None = None
+        failure: DiskFull | Unavailable | None = None
         block: Pending | None = None
         append_s = sync_s = 0.0
         if plan.keys:
@@ -257,7 +257,7 @@ class WalWriter(Generic[Pending]):
                 failpoints.reach(failpoints.BLOCK_PREPARED)
                 offset, end = self._append(plan, block)
                 failpoints.reach(failpoints.RECORD_APPENDED)
-            except DiskFull as error:
+            except (DiskFull, Unavailable) as error:
                 failure = error
             else:
                 append_s = perf_counter() - taken_at
@@ -355,5 +355,5 @@ class _Written(NamedTuple):
 
     first_command_id: int
     end: int
-    failure: DiskFull | None
+    failure: DiskFull | Unavailable | None
     block: PendingBlock | None

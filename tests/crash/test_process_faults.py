@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
+from tests.support.http_entries import json_entry, post, refused
 from tests.support.memory_cgroup import memory_cgroup
 from tests.support.promise import Conversation, check_promise
 from tests.support.service import Service
@@ -74,21 +76,35 @@ def test_more_connections_than_descriptors_keep_nobody_from_journaling(tmp_path:
         check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
 
 
-def test_a_process_without_any_descriptor_left_stops_clearly(tmp_path: Path) -> None:
+def test_a_process_without_any_descriptor_left_refuses_what_needs_one_until_it_has(
+    tmp_path: Path,
+) -> None:
     with Service(tmp_path / "data", NOWHERE, **SETTINGS) as service:
         service.start()
         conversation = Conversation(size=6000)
         with service.client() as client:
             assert conversation.send(client) == 200
             worker = psutil.Process(service.worker_pid)
+            limits = worker.rlimit(psutil.RLIMIT_NOFILE)
             # Of the numbers below it none is ever free, whatever else is closed meanwhile.
-            worker.rlimit(psutil.RLIMIT_NOFILE, (3, 3))
-            assert None in conversation.send_all(client, 30), "a segment was begun nonetheless"
-        assert service.wait() != 0
-        assert "Too many open files" in service.log
+            worker.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+            statuses = conversation.send_all(client, 15)
+            assert set(statuses) == {200, 503}
+            assert set(statuses[statuses.index(503) :]) == {503}
+            large = json_entry(response_data=b64encode(bytes(60_000)).decode())
+            problem = refused(post(client, large), 50301, retriable=True)
+            assert "no file descriptors are left" in problem["detail"]
+            assert str(tmp_path) not in problem["detail"]
+            # What is left of the segment is enough.
+            small = Conversation(entries=1, size=100)
+            assert small.send(client) == 200
+            worker.rlimit(psutil.RLIMIT_NOFILE, limits)
+            assert set(conversation.send_all(client, 15)) == {200}
+        assert len(segments(service)) > 2
+        assert service.log.count("Too many open files") == 1
         assert "Traceback" not in service.log
-        assert service.log.count("\n") < 60
-        check_promise(conversation, service.data_dir, NOWHERE, **SETTINGS)
+        service.kill()
+        check_promise(conversation, service.data_dir, NOWHERE, others=[small], **SETTINGS)
 
 
 def test_a_process_that_is_killed_for_want_of_memory_in_mid_commit_keeps_the_promise(

@@ -57,6 +57,7 @@ class Outcome(Enum):
     UNNOTICED = auto()  # every request is answered 200
     LOGGED = auto()  # likewise, and the log tells of the error
     FULL = auto()  # some are answered 507, and the service goes on by itself
+    UNAVAILABLE = auto()  # likewise with 503, and the log tells of the error
     STOPS = auto()  # it ends at once with a status other than 0; nobody is answered
     REFUSED = auto()  # likewise, before it was ready
 
@@ -101,7 +102,13 @@ LOG_CASES: Final = [
         EIO=Outcome.STOPS,
     ),
     *faults("fdatasync", FIRST, *range(1, 6), EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
-    *faults("openat", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
+    *faults(
+        *("openat", "wal/{next}.tmp", 1),
+        EMFILE=Outcome.UNAVAILABLE,
+        ENFILE=Outcome.UNAVAILABLE,
+        ENOSPC=Outcome.FULL,
+        EIO=Outcome.STOPS,
+    ),
     *faults("pwrite64", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults("fdatasync", "wal/{next}.tmp", 1, ENOSPC=Outcome.FULL, EIO=Outcome.STOPS),
     *faults(
@@ -110,7 +117,6 @@ LOG_CASES: Final = [
         EIO=Outcome.STOPS,
         EINTR=Outcome.STOPS,
     ),
-    *faults("openat", "wal/{next}", 1, EMFILE=Outcome.STOPS),
     *faults("fsync", "wal", 2, 3, EIO=Outcome.STOPS, ENOSPC=Outcome.STOPS),
     *faults("ftruncate", FIRST, 1, EIO=Outcome.STOPS),
     *faults(
@@ -261,9 +267,13 @@ def outcome_of(service: Service, statuses: list[int | None], case: Case) -> Outc
         return Outcome.STOPS if statuses else Outcome.REFUSED
     assert service.terminate() == 0
     assert last == 200, "the service did not go on by itself"
-    assert set(earlier) <= {200, 507}
-    if 507 in earlier:
+    refusals = set(earlier) - {200}
+    if refusals == {507}:
         return Outcome.FULL
+    if refusals == {503}:
+        assert case.is_told(service.log)
+        return Outcome.UNAVAILABLE
+    assert not refusals
     return Outcome.LOGGED if case.is_told(service.log) else Outcome.UNNOTICED
 
 

@@ -79,9 +79,12 @@ class WatchedFiles(FileSystem):
         self._watch("sync", self._names[fd])
         super().sync_data(fd)
 
-    def sync_directory(self, path: Path) -> None:
-        self._watch("sync directory", path.name)
-        super().sync_directory(path)
+    def open_directory(self, path: Path) -> int:
+        return self._named(super().open_directory(path), path)
+
+    def sync_names(self, fd: int) -> None:
+        self._watch("sync directory", self._names[fd])
+        super().sync_names(fd)
 
     def truncate(self, fd: int, size: int) -> None:
         self._watch("truncate", self._names[fd], size)
@@ -98,6 +101,9 @@ class WatchedFiles(FileSystem):
     def rename(self, source: Path, target: Path) -> None:
         self._watch("rename", target.name)
         super().rename(source, target)
+        for fd, name in self._names.items():
+            if name == source.name:
+                self._names[fd] = target.name
 
     def unlink(self, path: Path) -> None:
         self._watch("unlink", path.name)
@@ -117,3 +123,29 @@ class WatchedFiles(FileSystem):
         error = self.fault(call)
         if error is not None:
             raise error
+
+
+class FewDescriptors(WatchedFiles):
+    """`left` descriptors can be had, and those that are closed go to somebody else."""
+
+    def __init__(self, code: int = errno.EMFILE) -> None:
+        super().__init__()
+        self.left = 1 << 30
+        self._code = code
+
+    def create(self, path: Path) -> int:
+        self._take()
+        return super().create(path)
+
+    def open(self, path: Path, *, write: bool = False) -> int:
+        self._take()
+        return super().open(path, write=write)
+
+    def open_directory(self, path: Path) -> int:
+        self._take()
+        return super().open_directory(path)
+
+    def _take(self) -> None:
+        if self.left <= 0:
+            raise os_error(self._code)
+        self.left -= 1

@@ -91,9 +91,15 @@ class SimulatedFiles(FileSystem):
     def sync_data(self, fd: int) -> None:
         self._nodes[self._descriptors[fd]] = self._file(fd).synced()
 
-    def sync_directory(self, path: Path) -> None:
-        number, directory = self._directory(path)
-        self._nodes[number] = directory.synced()
+    def open_directory(self, path: Path) -> int:
+        number, _ = self._directory(path)
+        return self._describe(number, is_writable=False)
+
+    def sync_names(self, fd: int) -> None:
+        number = self._descriptors[fd]
+        node = self._nodes[number]
+        assert isinstance(node, Directory)
+        self._nodes[number] = node.synced()
 
     def truncate(self, fd: int, size: int) -> None:
         self._change(fd, Truncate(size))

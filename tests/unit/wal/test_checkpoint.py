@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.wal.checkpoint import Checkpoint, decode_checkpoint, read_checkpoint, write_checkpoint
 from app.wal.files import FileSystem
-from tests.support.faulty_files import Crash, WatchedFiles, os_error
+from tests.support.faulty_files import Crash, FewDescriptors, WatchedFiles, os_error
 
 FIRST = Checkpoint(wal_id="w", environment="e", wal_offset=10, last_command_id=2)
 SECOND = Checkpoint(
@@ -47,6 +47,24 @@ def test_it_is_written_synced_renamed_and_its_directory_synced_in_this_order(
         ("rename", "checkpoint.json"),
         ("sync directory", tmp_path.name),
     ]
+
+
+@pytest.mark.parametrize("left", range(3))
+def test_too_few_descriptors_leave_the_old_one_and_it_may_be_written_again(
+    tmp_path: Path, left: int
+) -> None:
+    """However few there are: once it has its name, none is needed that could be gone by then."""
+    path = tmp_path / "checkpoint.json"
+    write_checkpoint(FileSystem(), path, FIRST)
+    files = FewDescriptors()
+    files.left = left
+    if left < 2:
+        with pytest.raises(OSError, match="Too many open files"):
+            write_checkpoint(files, path, SECOND)
+        assert read_checkpoint(FileSystem(), path) == FIRST
+        files.left = 2
+    write_checkpoint(files, path, SECOND)
+    assert read_checkpoint(FileSystem(), path) == SECOND
 
 
 @pytest.mark.parametrize("step", range(5))

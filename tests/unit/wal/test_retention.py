@@ -8,7 +8,7 @@ import pytest
 from app.errors import WalFailed
 from app.wal.files import FileSystem, write_new_file
 from app.wal.retention import give_back
-from tests.support.faulty_files import Call, Crash, WatchedFiles, os_error
+from tests.support.faulty_files import Call, Crash, FewDescriptors, WatchedFiles, os_error
 from tests.support.wal_files import WrittenWal, make_settings, open_wal, snapshot, write_wal
 
 
@@ -109,6 +109,20 @@ def test_after_a_sync_that_failed_nothing_more_is_given_back(wal: WrittenWal, co
     with pytest.raises(WalFailed, match=wal.genesis[0].path.name):
         given_back(wal, 0, wal.records[7].end, files)
     assert files.operations() == ["unlink", "sync directory"]
+
+
+def test_without_a_descriptor_left_nothing_is_unlinked_and_it_may_be_tried_again(
+    wal: WrittenWal,
+) -> None:
+    files = FewDescriptors()
+    files.left = 0
+    with pytest.raises(OSError, match="Too many open files"):
+        given_back(wal, 0, wal.genesis[2].offset, files)
+    assert files.calls == []
+    assert len(names(wal)) == 3
+    files.left = 2
+    given_back(wal, 0, wal.genesis[2].offset, files)
+    assert len(names(wal)) == 1
 
 
 def test_a_change_of_names_and_its_sync_are_one_step_for_other_threads(

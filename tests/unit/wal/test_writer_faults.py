@@ -1,22 +1,33 @@
 """The writer on a full disk, after fatal errors, and where a segment ends."""
 
 import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from app.errors import DiskFull, InvariantError, RequestConflict, WalFailed
+from app.errors import DiskFull, InvariantError, RequestConflict, Unavailable, WalFailed
 from app.wal.files import FileSystem
 from app.wal.segments import segment_name
 from app.wal.writer import Appended, Outcome, Reached
-from tests.support.faulty_files import Call, ShortWrite, WatchedFiles, no_room, os_error
+from tests.support.faulty_files import (
+    Call,
+    FewDescriptors,
+    ShortWrite,
+    WatchedFiles,
+    no_room,
+    os_error,
+)
 from tests.support.foreign_wal import read_wal
 from tests.support.journal_entries import make_entry
 from tests.support.running_writer import Running, appended, batches, entry, fresh, request, started
 from tests.support.waiting import wait_for
 from tests.support.wal_files import open_wal, read_commands
+
+# Its own and that of its directory.
+DESCRIPTORS_OF_A_SEGMENT: Final = 2
 
 # -- a full disk ----------------------------------------------------------------------------------
 
@@ -114,6 +125,33 @@ def test_no_room_for_a_new_segment_leaves_the_old_one_in_use(
     assert running.names == [segment_name(0), segment_name(small.wal_offset)]
     assert (small.first_command_id, large.first_command_id) == (2, 3)
     assert len(read_commands(running.settings.wal_dir)) == 3
+    open_wal(running.settings).log.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("left", range(4))
+def test_no_descriptors_for_a_new_segment_leave_the_old_one_in_use(
+    tmp_path: Path, left: int, code: int
+) -> None:
+    """However few there are: once it has its name, none is needed that could be gone by then."""
+    files = FewDescriptors(code)
+    running = started(tmp_path, files, 64 * 1024)
+    running.append(request(make_entry(command_data=b"x" * 40_000)))
+    files.left = left
+    large = request(make_entry(command_data=b"y" * 40_000))
+    outcome = running.append(large)[0]
+    if left < DESCRIPTORS_OF_A_SEGMENT:
+        assert isinstance(outcome, Unavailable)
+        reason = f"no file descriptors are left for a new segment: {os.strerror(code)}"
+        assert str(outcome) == reason
+        assert len(running.names) == 1
+        appended(running.append(fresh())[0])
+        files.left = DESCRIPTORS_OF_A_SEGMENT
+        outcome = running.append(large)[0]
+    assert appended(outcome).count == 1
+    assert running.fatal == []
+    running.writer.close()
+    assert len(running.names) == 2
     open_wal(running.settings).log.close()
 
 
