@@ -101,7 +101,7 @@ class WatchedFiles(FileSystem):
     def rename(self, source: Path, target: Path) -> None:
         self._watch("rename", target.name)
         super().rename(source, target)
-        for fd, name in self._names.items():
+        for fd, name in list(self._names.items()):
             if name == source.name:
                 self._names[fd] = target.name
 
