@@ -22,6 +22,7 @@ from tests.support.journal_entries import make_full_entry
 from tests.support.replay_process import ReplayProcess
 from tests.support.service import Service
 from tests.support.table_audit import assert_tables_hold
+from tests.support.wire_forms import to_json, to_msgpack
 
 EXAMPLES = 60
 ENTRIES_A_REQUEST = 12
@@ -48,10 +49,10 @@ def test_any_valid_entry_survives_request_log_recovery_and_postgres_unchanged(
             @given(entries=_requests, in_json=st.booleans())
             def send(entries: list[Entry], in_json: bool) -> None:
                 if in_json:
-                    body = {"entries": [strategies.to_json(entry) for entry in entries]}
+                    body = {"entries": [to_json(entry) for entry in entries]}
                     response = client.post("/entries", json=body)
                 else:
-                    items = b"".join(strategies.to_msgpack(entry) for entry in entries)
+                    items = b"".join(to_msgpack(entry) for entry in entries)
                     start = b"\x81\xa7entries" + bytes([0x90 | len(entries)])
                     response = client.post(
                         "/entries", content=start + items, headers={"content-type": MSGPACK}
@@ -86,7 +87,7 @@ def test_a_reader_of_other_libraries_agrees_with_the_services_own_in_every_byte_
         full = [make_full_entry() for _ in range(50)]
         with service.client(http2=True) as client:
             for entry in full:
-                accepted(client.post("/entries", json={"entries": [strategies.to_json(entry)]}))
+                accepted(client.post("/entries", json={"entries": [to_json(entry)]}))
             durable = flush(client)["durable_offset"]
         wal_dir = service.data_dir / "wal"
         foreign = list(read_wal(wal_dir))
