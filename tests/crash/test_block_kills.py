@@ -97,6 +97,11 @@ class Feed:
         assert self.service.wait() != 0
 
 
+def armed(point: str) -> tuple[str, ...]:
+    """What runs a service that ends at this point."""
+    return ("env", f"{failpoints.VARIABLE}={point}")
+
+
 def undisturbed(directory: Path, database_url: str, count: int) -> list[dict[str, Any]]:
     """The blocks of the same requests where nothing happens."""
     with Service(directory, database_url, BLOCK_COMMANDS="*", ENVIRONMENT="calm") as service:
@@ -107,17 +112,17 @@ def undisturbed(directory: Path, database_url: str, count: int) -> list[dict[str
 
 @pytest.mark.timeout(300)
 def test_a_kill_at_any_point_of_a_commit_leaves_the_same_blocks(
-    tmp_path: Path, database_url: str, rng: Random, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database_url: str, rng: Random
 ) -> None:
     """Without a key, whose address would be another one in each life, down to the last hash."""
     with Service(tmp_path / "data", database_url, BLOCK_COMMANDS="*") as service:
         feed = Feed(service)
         for point in rng.sample(IN_WORKER, len(IN_WORKER)):
-            monkeypatch.setenv(failpoints.VARIABLE, f"{point}:{rng.randint(1, MOST - 1)}")
+            service.wrapper = armed(f"{point}:{rng.randint(1, MOST - 1)}")
             service.start()
             feed.assert_kept()
             feed.send_until_killed(MOST)
-        monkeypatch.delenv(failpoints.VARIABLE)
+        service.wrapper = ()
         service.start()
         feed.send_some(1)
         feed.assert_kept()
@@ -127,7 +132,7 @@ def test_a_kill_at_any_point_of_a_commit_leaves_the_same_blocks(
 
 @pytest.mark.timeout(300)
 def test_a_signed_chain_verifies_in_all_ways_after_kills_at_every_point(
-    tmp_path: Path, database_url: str, rng: Random, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database_url: str, rng: Random
 ) -> None:
     key = write_cold_key(tmp_path)
     with Service(
@@ -135,7 +140,7 @@ def test_a_signed_chain_verifies_in_all_ways_after_kills_at_every_point(
     ) as service:
         feed = Feed(service)
         for point in rng.sample(IN_REPLICATION + IN_WORKER, 6):
-            monkeypatch.setenv(failpoints.VARIABLE, point)
+            service.wrapper = armed(point)
             service.start()
             feed.assert_kept()
             if point in IN_REPLICATION:
@@ -143,7 +148,7 @@ def test_a_signed_chain_verifies_in_all_ways_after_kills_at_every_point(
                 service.kill()
             else:
                 feed.send_until_killed(2)
-        monkeypatch.delenv(failpoints.VARIABLE)
+        service.wrapper = ()
         service.start()
         feed.send_some(1)  # of a block that is durable, but was not acknowledged, there is no more
         with service.client() as client:
@@ -152,10 +157,10 @@ def test_a_signed_chain_verifies_in_all_ways_after_kills_at_every_point(
         assert service.terminate() == 0
 
         # The point behind which the log is given back: what is left of it is not the whole chain.
-        monkeypatch.setenv(failpoints.VARIABLE, failpoints.CHECKPOINT_WRITTEN)
+        service.wrapper = armed(failpoints.CHECKPOINT_WRITTEN)
         service.start(DEDUP_WINDOW=1)
         feed.replicate_until_killed(4 * REQUESTS_A_MIB)
-        monkeypatch.delenv(failpoints.VARIABLE)
+        service.wrapper = ()
         service.start(DEDUP_WINDOW=1)
         feed.assert_kept()
         feed.send_some(1)

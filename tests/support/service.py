@@ -37,7 +37,8 @@ class Service:
         self.port = 0
         # What others than the service read from its environment, such as libpq's PGPASSWORD.
         self.variables: dict[str, str] = {}
-        # A command that runs the service as its own process, such as a tracer's.
+        # A command that runs the service as its own process, such as a tracer's. What is read as
+        # the program is loaded, from the environment, has to come with one.
         self.wrapper: tuple[str, ...] = ()
         # What to ask with whether it is ready, where it wants certificates of its clients.
         self.tls: ssl.SSLContext | bool = False
