@@ -68,10 +68,9 @@ if ! is_supported "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/
 fi
 
 say "installing deploy/locks/$lock.txt"
-# The lock is complete: nothing is left to resolve. What developers run compiles itself where it is used.
-[ "$lock" = serve ] || lazily=--no-compile
+# The lock is complete: nothing is left to resolve.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-    ${lazily:-} --requirement "deploy/locks/$lock.txt"
+    --requirement "deploy/locks/$lock.txt"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
     --no-build-isolation --editable .
 # A service that may not write here (deploy/journal.service) would compile all of this at every start.
