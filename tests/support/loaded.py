@@ -1,4 +1,4 @@
-"""A service that begins with the program loaded: loading it is half of what a start costs.
+"""A service that begins with the program loaded: loading it is most of what a start costs.
 
 It is the fork of a process that has loaded it, and goes on as `journal` does from there.
 """
