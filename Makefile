@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 SOURCES := app tests alembic bench
-SETUP := pyproject.toml deploy/setup.sh
+SETUP := pyproject.toml deploy/setup.sh deploy/locks/pip.txt
 # The development environment holds all of the serving one.
 SERVING := .venv/serve.stamp
 DEVELOPING := .venv/develop.stamp
@@ -135,8 +135,6 @@ $(BENCHMARKING): deploy/locks/bench.txt bench/setup.sh $(SETUP)
 	@sh bench/setup.sh
 	@touch $@
 
-$(TOOLS): deploy/locks/tools.txt $(DEVELOPING)
-	@$(BIN)/python -m venv --clear .venv-tools
-	@.venv-tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement deploy/locks/tools.txt
+$(TOOLS): deploy/locks/tools.txt $(SETUP)
+	@sh deploy/setup.sh tools
 	@touch $@

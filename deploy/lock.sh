@@ -6,9 +6,10 @@
 #   image.txt    what the container image runs: the service alone
 #   build.txt    the build backend alone
 #   bench.txt    what `make bench` needs: the service, the embedded PostgreSQL, clients, the plot
+#   pip.txt      the pip that installs them
 #   tools.txt    what this script, `make lint-docker`, `make audit` and `make sbom` run
 #
-# All but the last take from develop.txt what it has, so a version is the same wherever it appears. They hold for
+# All but the last two take from develop.txt what it has, so a version is the same wherever it appears. They hold for
 # every platform, from the oldest Python that pyproject.toml allows; no host is named in them.
 set -eu
 cd "$(dirname "$0")/.."
@@ -49,6 +50,7 @@ compile build.txt "$build_requires" --constraint "$locks/develop.txt"
 compile bench.txt pyproject.toml "$build_requires" --extra embedded --extra bulk --group bench \
     --constraint "$locks/develop.txt"
 compile tools.txt --group tools
+compile pip.txt --group installer --constraint "$locks/tools.txt"
 
 if grep -nE '://|--(index|extra-index|find-links)' "$locks"/*.txt; then
     echo "lock: a lock file names a host" >&2

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make .venv from a lock: `sh deploy/setup.sh serve` or `sh deploy/setup.sh develop`; or .venv-bench:
-# `sh deploy/setup.sh bench`.
+# Make .venv from a lock: `sh deploy/setup.sh serve` or `sh deploy/setup.sh develop`; or .venv-bench or
+# .venv-tools: `sh deploy/setup.sh bench`, `sh deploy/setup.sh tools`.
 #
 # Needs Python 3.11 to 3.14. Where Debian or Ubuntu ship it without its venv module, that is installed with
 # apt. Packages come from wherever pip is configured to get them, and only with the hashes in the lock.
@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-lock=${1:?usage: setup.sh serve|develop|bench}
+lock=${1:?usage: setup.sh serve|develop|bench|tools}
 venv=.venv
-[ "$lock" != bench ] || venv=.venv-bench
+case $lock in bench | tools) venv=.venv-$lock ;; esac
 [ -f "deploy/locks/$lock.txt" ] || die "there is no lock deploy/locks/$lock.txt"
 
 is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; }
@@ -67,11 +67,19 @@ if ! is_supported "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/
     make_venv
 fi
 
+# The locks are complete: nothing is left to resolve. What is installed is compiled all at once, below.
+install() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile "$@"
+}
+
 say "installing deploy/locks/$lock.txt"
-# The lock is complete: nothing is left to resolve.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
-    --requirement "deploy/locks/$lock.txt"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
-    --no-build-isolation --editable .
-# A service that may not write here (deploy/journal.service) would compile all of this at every start.
-"$venv/bin/python" -m compileall -q app alembic
+# First a pip of our own choice: an old one, as Python 3.11 brings it, takes three times as long.
+install --require-hashes --requirement deploy/locks/pip.txt
+install --require-hashes --requirement "deploy/locks/$lock.txt"
+# Packages bring files for other Pythons, too, which do not compile.
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages >/dev/null || :
+if [ "$lock" != tools ]; then
+    install --no-index --no-build-isolation --editable .
+    # A service that may not write here (deploy/journal.service) would compile all of this at every start.
+    "$venv/bin/python" -m compileall -q app alembic
+fi
