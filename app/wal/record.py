@@ -5,11 +5,12 @@ MessagePack map whose first two keys are `kind` and `offset`, the record's own l
 """
 
 from collections.abc import Sequence
+from re import DOTALL
+from re import compile as compile_pattern
 from struct import Struct as Layout
 from typing import Final, NamedTuple
 from uuid import UUID
 
-import msgpack
 import msgspec
 from crc32c import crc32c
 from msgspec import Raw, Struct
@@ -18,6 +19,7 @@ from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
 from app.model.codec import decode_hook
 from app.model.entry import Entry
+from app.model.packing import read_array_header
 from app.model.unbounded import unbounded
 
 FORMAT: Final = 1
@@ -123,11 +125,24 @@ _unbounded_decoder: Final = msgspec.msgpack.Decoder(unbounded(Entry), dec_hook=d
 _keyed_decoder: Final[msgspec.msgpack.Decoder[Genesis | KeyedBatch]] = msgspec.msgpack.Decoder(
     Genesis | KeyedBatch
 )
-# All that comes before the commands, as the writer encodes it, is no longer than this.
-_OUTLINE_BYTES: Final = 80
-_OUTLINE_KEYS: Final = ["kind", "offset", "first_command_id", "commands"]
 _BLOCK_KEYS: Final = ["header", "roots", "block_indices", "authority"]
-_BATCH_FIELDS: Final = len(_OUTLINE_KEYS) + len(_BLOCK_KEYS)
+# All that comes before the commands, as the writer encodes it: no longer than this, and like this.
+_OUTLINE_BYTES: Final = 80
+_UNSIGNED: Final = rb"([\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
+_OUTLINE: Final = compile_pattern(
+    b"".join(
+        [
+            rb"([\x80-\x8f])",
+            *(_encoder.encode(text) for text in ("kind", "batch", "offset")),
+            _UNSIGNED,
+            _encoder.encode("first_command_id"),
+            _UNSIGNED,
+            _encoder.encode("commands"),
+        ]
+    ),
+    DOTALL,
+)
+_BATCH_FIELDS: Final = bytes([0x80 | 4 + len(_BLOCK_KEYS)])
 # How it ends when it is no block. What clients sent lies before; a block ends otherwise.
 _NO_BLOCK: Final = b"".join(_encoder.encode(key) + b"\xc0" for key in _BLOCK_KEYS)
 
@@ -209,20 +224,16 @@ def read_outline(payload: bytes | bytearray | memoryview) -> Outline | None:
 
     None for anything that does not begin as the writer encodes a batch.
     """
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(payload[:_OUTLINE_BYTES])
-    try:
-        fields = unpacker.read_map_header()
-        kind_key, kind, offset_key, offset, id_key, first_command_id, commands_key = (
-            unpacker.unpack() for _ in range(7)
-        )
-        entries = unpacker.read_array_header()
-    except (ValueError, TypeError, msgpack.UnpackException):
+    beginning = bytes(payload[:_OUTLINE_BYTES])
+    match = _OUTLINE.match(beginning)
+    commands = match and read_array_header(beginning, match.end())
+    if not match or not commands:
         return None
-    keys = [kind_key, offset_key, id_key, commands_key]
-    if keys != _OUTLINE_KEYS or kind != "batch":
-        return None
-    if type(offset) is not int or type(first_command_id) is not int:
-        return None
-    is_plain = fields == _BATCH_FIELDS and payload[-len(_NO_BLOCK) :] == _NO_BLOCK
-    return Outline(offset, first_command_id, entries, not is_plain)
+    fields, offset, first_command_id = match.groups()
+    is_plain = fields == _BATCH_FIELDS and bytes(payload[-len(_NO_BLOCK) :]) == _NO_BLOCK
+    return Outline(_unsigned(offset), _unsigned(first_command_id), commands[0], not is_plain)
+
+
+def _unsigned(packed: bytes) -> int:
+    """An integer of MessagePack, as `_UNSIGNED` matches them."""
+    return packed[0] if len(packed) == 1 else int.from_bytes(packed[1:])
