@@ -26,7 +26,7 @@ def array_header(count: int) -> bytes:
     return bytes((_ARRAY_32,)) + count.to_bytes(4)
 
 
-def read_array_header(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
+def read_array_header(data: bytes | bytearray | memoryview, at: int) -> tuple[int, int] | None:
     """How many items the array that begins at `at` announces, and where the first of them begins.
 
     None when no array begins there.

@@ -126,8 +126,7 @@ _keyed_decoder: Final[msgspec.msgpack.Decoder[Genesis | KeyedBatch]] = msgspec.m
     Genesis | KeyedBatch
 )
 _BLOCK_KEYS: Final = ["header", "roots", "block_indices", "authority"]
-# All that comes before the commands, as the writer encodes it: no longer than this, and like this.
-_OUTLINE_BYTES: Final = 80
+# All that comes before the commands, as the writer encodes it.
 _UNSIGNED: Final = rb"([\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
 _OUTLINE: Final = compile_pattern(
     b"".join(
@@ -224,9 +223,8 @@ def read_outline(payload: bytes | bytearray | memoryview) -> Outline | None:
 
     None for anything that does not begin as the writer encodes a batch.
     """
-    beginning = bytes(payload[:_OUTLINE_BYTES])
-    match = _OUTLINE.match(beginning)
-    commands = match and read_array_header(beginning, match.end())
+    match = _OUTLINE.match(payload)
+    commands = match and read_array_header(payload, match.end())
     if not match or not commands:
         return None
     fields, offset, first_command_id = match.groups()
