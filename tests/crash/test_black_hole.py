@@ -1,11 +1,11 @@
 """The way to Postgres is gone without a word: no answer, no FIN, no RST, to the running service."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
-import pytest
 
 from tests.support.database import value
 from tests.support.http_entries import (
@@ -18,6 +18,7 @@ from tests.support.http_entries import (
     post,
     refused,
 )
+from tests.support.postgres_cluster import Cluster
 from tests.support.postgres_proxy import proxied
 from tests.support.service import Service
 from tests.support.table_audit import table_rows
@@ -36,14 +37,30 @@ def replication(client: httpx.Client) -> dict[str, Any]:
     return part
 
 
-@pytest.mark.parametrize("sending", [False, True], ids=["idle", "sending"])
 def test_a_way_to_postgres_that_swallows_everything_is_noticed_and_nothing_is_replicated_twice(
-    tmp_path: Path, database_url: str, sending: bool
+    tmp_path: Path, cluster: Cluster
 ) -> None:
+    """Of an idle connection and in the middle of a statement, at once: both are all waiting."""
+    urls = [cluster.create_migrated() for _ in range(2)]
+    with ThreadPoolExecutor(thread_name_prefix="black-hole") as executor:
+        cases = [
+            executor.submit(lose_the_way, tmp_path / name, url, sending=name == "sending")
+            for name, url in zip(("idle", "sending"), urls, strict=True)
+        ]
+    for url in urls:
+        cluster.drop(url)
+    failures = [error for case in cases if (error := case.exception())]
+    if failures:
+        raise BaseExceptionGroup("of both cases", failures)
+
+
+def lose_the_way(directory: Path, database_url: str, *, sending: bool) -> None:
+    """To a service of its own, while its connection is idle or in the middle of a statement."""
+    directory.mkdir()
     with (
-        proxied(database_url, tmp_path, tcp=True) as proxy,
+        proxied(database_url, directory, tcp=True) as proxy,
         Service(
-            tmp_path / "data", f"{proxy.url}&connect_timeout=1", AUTO_MIGRATE="false"
+            directory / "data", f"{proxy.url}&connect_timeout=1", AUTO_MIGRATE="false"
         ) as service,
     ):
         service.start()

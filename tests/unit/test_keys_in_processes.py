@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import pytest
 from eth_account import Account
@@ -20,6 +21,7 @@ from tests.support.cold_keys import (
     changed_keystore,
     keystore_text,
 )
+from tests.support.preloaded import Preloaded
 
 pytest.importorskip("coincurve", reason="coincurve has no wheel for this Python")
 
@@ -31,22 +33,31 @@ def write(tmp_path: Path) -> KeyFiles:
     return KeyFiles(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def preloaded() -> Iterator[Preloaded]:
+    """All that these programs load sooner or later."""
+    with Preloaded(ROOT, "app.cli.keys", "app.chain.signer", "eth_account") as running:
+        yield running
+
+
+def environment(further: Mapping[str, str | Path]) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JOURNAL_")}
+    return {**kept, **{name: str(value) for name, value in further.items()}}
+
+
 def run_python(
     code: str,
     *arguments: str | Path,
-    stdin: bytes = b"",
     environ: Mapping[str, str | Path] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[bytes]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("JOURNAL_")}
+    """For what depends on what is loaded, and when."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         check=False,
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         cwd=ROOT,
-        env={**kept, **{name: str(value) for name, value in environ.items()}},
-        # Without a terminal, passwords are read from standard input.
-        start_new_session=True,
+        env=environment(environ),
         timeout=60,
     )
 
@@ -66,14 +77,27 @@ except BaseException:
 """
 
 
-def keys(*arguments: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
-    done = run_python(JOURNAL, "keys", *arguments, stdin=stdin)
-    output, errors = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-    assert_nothing_shown(output + errors)
-    return done.returncode, output, errors
+class Keys(Protocol):
+    """Runs `journal keys`; returns its status, output and errors."""
+
+    def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> tuple[int, str, str]: ...
 
 
-def test_a_keystore_is_made_that_opens_again(write: KeyFiles, tmp_path: Path) -> None:
+@pytest.fixture
+def keys(preloaded: Preloaded) -> Keys:
+    def run(*arguments: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+        # Without a terminal, passwords are read from standard input.
+        done = preloaded.run(
+            JOURNAL, "keys", *map(str, arguments), stdin=stdin, environ=environment({})
+        )
+        output, errors = (each.decode("utf-8", "replace") for each in (done.stdout, done.stderr))
+        assert_nothing_shown(output + errors)
+        return done.returncode, output, errors
+
+    return run
+
+
+def test_a_keystore_is_made_that_opens_again(keys: Keys, write: KeyFiles, tmp_path: Path) -> None:
     path, password = tmp_path / "cold.json", write(PASSWORD + b"\n", "password")
     before = os.umask(0)
     try:
@@ -92,7 +116,7 @@ def test_a_keystore_is_made_that_opens_again(write: KeyFiles, tmp_path: Path) ->
     assert "exists" in errors
 
 
-def test_a_password_is_asked_for_twice_and_never_shown(tmp_path: Path) -> None:
+def test_a_password_is_asked_for_twice_and_never_shown(keys: Keys, tmp_path: Path) -> None:
     path = tmp_path / "cold.json"
     status, output, errors = keys("new", path, stdin=PASSWORD + b"\n" + PASSWORD + b"\n")
     assert status == 0
@@ -103,7 +127,7 @@ def test_a_password_is_asked_for_twice_and_never_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stdin", [b"", PASSWORD + b"\n", PASSWORD + b"\nother\n"])
 def test_no_keystore_is_made_without_a_password_that_is_confirmed(
-    tmp_path: Path, stdin: bytes
+    keys: Keys, tmp_path: Path, stdin: bytes
 ) -> None:
     status, output, _ = keys("new", tmp_path / "cold.json", stdin=stdin)
     assert (status, output) == (1, "")
@@ -111,7 +135,7 @@ def test_no_keystore_is_made_without_a_password_that_is_confirmed(
 
 
 def test_addresses_are_told_of_key_files_and_refusals_are_one_line(
-    write: KeyFiles, tmp_path: Path
+    keys: Keys, write: KeyFiles, tmp_path: Path
 ) -> None:
     key, password = write(KEY.hex().encode()), write(PASSWORD, "password")
     assert keys("address", key) == (0, f"{ADDRESS}\n", "")
@@ -134,15 +158,24 @@ def test_addresses_are_told_of_key_files_and_refusals_are_one_line(
     assert not (tmp_path / "new").exists()
 
 
-def start(**environ: str | Path) -> tuple[int, str]:
-    """Load the keys as the service does, logging all there is to log."""
-    done = run_python(OPEN, environ=environ)
-    text = (done.stdout + done.stderr).decode("utf-8", "replace")
-    assert_nothing_shown(text)
-    return done.returncode, text
+class Start(Protocol):
+    """Loads the keys as the service does, logging all there is to log."""
+
+    def __call__(self, **environ: str | Path) -> tuple[int, str]: ...
 
 
-def test_a_service_with_keys_says_whose_and_nothing_else(write: KeyFiles) -> None:
+@pytest.fixture
+def start(preloaded: Preloaded) -> Start:
+    def run(**environ: str | Path) -> tuple[int, str]:
+        done = preloaded.run(OPEN, stdin=b"", environ=environment(environ))
+        text = (done.stdout + done.stderr).decode("utf-8", "replace")
+        assert_nothing_shown(text)
+        return done.returncode, text
+
+    return run
+
+
+def test_a_service_with_keys_says_whose_and_nothing_else(start: Start, write: KeyFiles) -> None:
     status, text = start(JOURNAL_COLD_KEY_FILE=write(KEY.hex().encode()))
     assert status == 0
     assert f"blocks are signed for {ADDRESS}" in text
@@ -156,7 +189,7 @@ def test_a_service_with_keys_says_whose_and_nothing_else(write: KeyFiles) -> Non
 
 
 def test_a_service_whose_keys_are_refused_shows_nothing_of_them(
-    write: KeyFiles,
+    start: Start, write: KeyFiles
 ) -> None:
     password, key = write(PASSWORD, "password"), write(KEY.hex().encode(), "key")
     torn = write(changed_keystore(crypto__ciphertext=KEY.hex()), "torn")

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -33,6 +33,9 @@ from tests.unit.chain.audited import (
     with_events,
 )
 from tests.unit.chain.vectors import entry_of, from_hex, header_of, roots_of, vectors
+
+# Of one field in one block: there are well over a hundred of these.
+few = settings(max_examples=20)
 
 PRODUCING = {
     *(f"app.chain.{name}" for name in ("pipeline", "sparse", "store", "rocks", "signer")),
@@ -100,6 +103,7 @@ def test_a_log_of_peaks_has_the_root_over_all_its_leaves(leaves: list[bytes]) ->
 @pytest.mark.parametrize(
     "field", ["prev_block_hash", "commands_hash", "batch_root", "signer", "signature"]
 )
+@few
 @given(bit=st.integers(0))
 def test_a_flipped_bit_in_a_header_is_found(height: int, field: str, bit: int) -> None:
     block = chain()[height]
@@ -112,6 +116,7 @@ def test_a_flipped_bit_in_a_header_is_found(height: int, field: str, bit: int) -
 
 @pytest.mark.parametrize("height", range(BLOCKS))
 @pytest.mark.parametrize("field", ["batch_seq", "command_count", "first_seq", "timestamp"])
+@few
 @given(bit=st.integers(0, 62))
 def test_another_number_in_a_header_is_found(height: int, field: str, bit: int) -> None:
     block = chain()[height]
@@ -125,6 +130,7 @@ def test_another_number_in_a_header_is_found(height: int, field: str, bit: int) 
 @pytest.mark.parametrize(
     "field", ["state_root", "risk_root", "command_root", "obligation_root", "intent_root"]
 )
+@few
 @given(bit=st.integers(0))
 def test_a_flipped_bit_in_a_root_is_found_and_named(height: int, field: str, bit: int) -> None:
     block = chain()[height]
@@ -137,6 +143,7 @@ def test_a_flipped_bit_in_a_root_is_found_and_named(height: int, field: str, bit
 
 @pytest.mark.parametrize("height", range(BLOCKS))
 @pytest.mark.parametrize("field", ["request_uuid", "command_data"])
+@few
 @given(number=st.integers(0), bit=st.integers(0))
 def test_a_flipped_bit_in_a_command_is_found(
     height: int, field: str, number: int, bit: int
