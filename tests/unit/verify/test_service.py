@@ -1,6 +1,7 @@
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,6 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import pytest_asyncio
 from msgspec.structs import replace
 
 pytest.importorskip("coincurve", reason="signatures need coincurve, which has no wheel here")
@@ -25,6 +27,9 @@ from app.verify.service import ServiceSource, delegations
 from tests.support.block_service import BlockService
 from tests.support.journal_entries import make_entry, make_event
 from tests.support.signed_chain import COLD_ADDRESS, COLD_KEY
+
+# The loop of the service that tests share.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TERMS = Terms(frozenset({COLD_ADDRESS}))
 BLOCKS = 6
@@ -68,10 +73,10 @@ def tick(**fields: Any) -> Entry:
     )
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[BlockService]:
+@asynccontextmanager
+async def serving(data_dir: Path) -> AsyncIterator[BlockService]:
     """Blocks of a command or more, of two hot keys; one command's hash is the engine's."""
-    running = BlockService(tmp_path / "data")
+    running = BlockService(data_dir)
     for height in range(BLOCKS):
         if height % 3 == 0:
             running.signer.key = Key(height + 1)
@@ -80,8 +85,17 @@ async def service(tmp_path: Path) -> AsyncIterator[BlockService]:
         if height == 2:
             await running.commit(make_entry())
             await running.commit(engines)
-    yield running
-    await running.close()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BlockService]:
+    """For all tests: what they change is what it answers."""
+    async with serving(tmp_path_factory.mktemp("service") / "data") as running:
+        yield running
 
 
 async def verify(
@@ -117,8 +131,8 @@ async def test_more_blocks_than_a_page_are_read_and_none_twice(tmp_path: Path) -
     running = BlockService(tmp_path / "data")
     running.signer.key = Key(1)
     try:
-        await running.commit_all([(tick(),) for _ in range(450)])
-        assert (await verify(running))[0].blocks == 450
+        await running.commit_all([(tick(),) for _ in range(401)])
+        assert (await verify(running))[0].blocks == 401
     finally:
         await running.close()
 
@@ -323,25 +337,28 @@ async def test_a_signer_without_a_delegation_is_found(service: BlockService) -> 
 
 
 async def test_going_on_from_an_earlier_run_needs_the_block_it_ended_with(
-    service: BlockService,
+    tmp_path: Path,
 ) -> None:
-    check = ChainCheck(TERMS, beginning())
-    async with httpx.AsyncClient(transport=Tampering(service), base_url="http://journal") as client:
-        await audit(ServiceSource(client), check, lambda block: None)
-    position = check.position
-    tally, _ = await verify(service, start=replace(position, delegations=[]))
-    assert tally.blocks == 0
-    await service.commit(tick())
-    tally, proofs = await verify(service, start=replace(position, delegations=[]))
-    assert (tally.blocks, tally.events, proofs > 0) == (1, 1, True)
-    # Made anew, or cut off.
-    for wrong, height in (
-        (Position(height=3, block_hash=b"\x01" * 32), 2),
-        (Position(height=100, block_hash=b"\x01" * 32), 99),
-    ):
-        with pytest.raises(Fault) as caught:
-            await verify(service, start=wrong)
-        assert (caught.value.height, caught.value.expected) == (height, "0x" + "01" * 32)
+    async with serving(tmp_path / "data") as service:
+        check = ChainCheck(TERMS, beginning())
+        async with httpx.AsyncClient(
+            transport=Tampering(service), base_url="http://journal"
+        ) as client:
+            await audit(ServiceSource(client), check, lambda block: None)
+        position = check.position
+        tally, _ = await verify(service, start=replace(position, delegations=[]))
+        assert tally.blocks == 0
+        await service.commit(tick())
+        tally, proofs = await verify(service, start=replace(position, delegations=[]))
+        assert (tally.blocks, tally.events, proofs > 0) == (1, 1, True)
+        # Made anew, or cut off.
+        for wrong, height in (
+            (Position(height=3, block_hash=b"\x01" * 32), 2),
+            (Position(height=100, block_hash=b"\x01" * 32), 99),
+        ):
+            with pytest.raises(Fault) as caught:
+                await verify(service, start=wrong)
+            assert (caught.value.height, caught.value.expected) == (height, "0x" + "01" * 32)
 
 
 async def test_a_service_without_blocks_can_not_be_checked(tmp_path: Path) -> None:
@@ -387,7 +404,7 @@ async def test_an_answer_with_a_hash_of_another_length_can_not_be_checked(
         await verify(service, block_field(1, "batch_root", lambda found: found[:-2]))
 
 
-def test_delegations_may_come_from_a_file() -> None:
+async def test_delegations_may_come_from_a_file() -> None:
     key = Key(1).delegation
     shown = {
         name: f"0x{value.hex()}" if isinstance(value, bytes) else value
