@@ -156,7 +156,7 @@ def test_no_server_error_and_no_undocumented_answer(
     checks = CHECKS if mode is VALID else [*CHECKS, negative_data_rejection]
 
     @settings(
-        max_examples=40 if path == "/entries" else 10,
+        max_examples=20 if path == "/entries" else 10,
         derandomize=True,
         deadline=None,
         database=None,

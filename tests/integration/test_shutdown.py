@@ -133,7 +133,7 @@ def test_postgres_out_of_reach_ends_the_drain_at_its_limit_and_nothing_is_lost(
         assert 1.5 < monotonic() - started < 15
     assert "replication behind" in service.log
     assert count(database_url) == 0
-    service.start()
+    service.start(SHUTDOWN_TIMEOUT_S=60)
     assert service.terminate() == 0
     assert count(database_url) == 1
 
