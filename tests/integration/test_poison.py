@@ -3,15 +3,18 @@
 import json
 import struct
 from collections.abc import Callable, Iterator
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import msgpack
 import msgspec
 import pytest
+from msgspec.structs import force_setattr
 
+from app.model.entry import Entry
 from app.wal.decoding import decode_record
 from app.wal.files import FILE_MODE
 from tests.integration.conftest import MakeService
@@ -29,9 +32,9 @@ from tests.support.http_entries import (
     post,
     refused,
 )
-from tests.support.journal_entries import make_event, make_full_entry, make_update
+from tests.support.journal_entries import make_entry, make_event, make_full_entry
 from tests.support.nesting import deepest, nested_digest, nested_entry
-from tests.support.table_audit import table_rows
+from tests.support.table_audit import assert_tables_hold
 from tests.support.wal_files import ENVIRONMENT, crc_32c, make_settings, write_wal
 from tests.support.wire_forms import to_json
 
@@ -79,12 +82,20 @@ DECIMALS: Final = [
 ]
 BAD_TEXT: Final = ["\0", "a\0b", "x" * 1025, "é" * 513, "𝄞" * 257, 5, b"x"]
 BAD_TYPE_NAME: Final = ["", "\0", "1a", "a b", "é", "a\n", "x" * 65, 5]
-BAD_INTEGER: Final = [MAX_INT64 + 1, -MAX_INT64 - 2, 2**64, 1.5, "1", True, b"\1"]
-BAD_DECIMAL: Final = [
-    *("NaN", "-NaN", "sNaN", "Infinity", "-Infinity", "inf", "1e5", "1E-5", "0x1", "1_000", "\0"),
-    *("", " 1", "1 ", "+1", "--1", ".5", "1.", "1,5", "\N{ARABIC-INDIC DIGIT ONE}", "1\n", "1\0"),
-    *("9" * 29, "0." + "0" * 28 + "1", "1." + "1" * 28, "9" * 28 + ".9", "9" * 10_000, 1, 1.5),
+BAD_INTEGER: Final = [
+    *(MAX_INT64 + 1, -MAX_INT64 - 2, 2**64 - 1, 2**64),
+    *(1.5, "1", True, b"\1"),
 ]
+NO_DECIMAL: Final = [
+    *("NaN", "-NaN", "sNaN", "Infinity", "-Infinity", "inf", "1e200000", "9" * 10_000),
+    *("", "\0", "1\0", "0x1", "--1", "1,5", "twelve"),
+]
+# Numbers all the same, which Postgres can hold.
+UNUSUAL_DECIMAL: Final = [
+    *("1e5", "1E-5", "1_000", " 1", "1 ", "1\n", "+1", ".5", "1.", "\N{ARABIC-INDIC DIGIT ONE}"),
+    *("9" * 29, "0." + "0" * 28 + "1", "1." + "1" * 28, "9" * 28 + ".9"),
+]
+BAD_DECIMAL: Final = [*NO_DECIMAL, *UNUSUAL_DECIMAL, 1, 1.5]
 EDGES: Final[dict[str, list[Any]]] = {
     **dict.fromkeys(TEXTS, BAD_TEXT),
     "events[0].event_topic": [*BAD_TEXT, "", "x" * 256],
@@ -166,20 +177,33 @@ def test_text_that_is_no_utf8_is_refused_at_the_door(
 # -- written into the log by hand ----------------------------------------------------------------
 
 
-def raw_entry(**fields: Any) -> dict[str, Any]:
-    return {**plain(make_full_entry()), "request_uuid": uuid4().bytes, **fields}
+def is_of_its_kind(path: str, value: Any) -> bool:
+    """Whether a log can hold it: what is of another kind does not decode."""
+    if path in {*COUNTS, *INTEGERS}:
+        return type(value) is int and -(2**63) <= value < 2**64
+    return isinstance(value, str)
 
 
-POISON: Final[dict[str, dict[str, Any]]] = {
-    "NUL in text": {"events": [plain(make_event("a\0b"))]},
-    "integer beyond 64 bits": {"order_id": MAX_INT64 + 1},
-    "count beyond 64 bits": {"received_ts_ms": 2**64 - 1},
-    "l2_sequence beyond 64 bits": {"events": [plain(make_event(l2_sequence=MAX_INT64 + 1))]},
-    "decimal that is not finite": {"balance_updates": [plain(make_update(0, 1, "NaN"))]},
-    "decimal too large": {"balance_updates": [plain(make_update(0, 1, "1e200000"))]},
-    "text that is no decimal": {"balance_updates": [plain(make_update(0, 1, "twelve"))]},
-    "topic too long for its index": {"events": [plain(make_event("x" * 9_000_000))]},
-}
+def is_poison(path: str, value: Any) -> bool:
+    """Whether it is of those that Postgres can not hold."""
+    if path in DECIMALS:
+        return value in NO_DECIMAL
+    if isinstance(value, str):
+        return "\0" in value
+    # A digest is one column of bytes, whatever its numbers.
+    return "digest" not in path and abs(value) > MAX_INT64
+
+
+def edge_entry(path: str, value: Any) -> Entry:
+    """A full entry with one field changed."""
+    entry = make_full_entry()
+    owner: Any = entry
+    *outer, name = path.replace("[0]", "").split(".")
+    for step in outer:
+        part = getattr(owner, step)
+        owner = part[0] if isinstance(part, list) else part
+    force_setattr(owner, name, value)
+    return entry
 
 
 def append_by_hand(wal_dir: Path, *batches: list[bytes]) -> None:
@@ -216,47 +240,46 @@ def batch_by_hand(offset: int, command_id: int, commands: list[bytes]) -> bytes:
 def test_poison_in_the_log_ends_in_dead_letters_and_what_is_behind_it_goes_on(
     make_service: MakeService, database_url: str
 ) -> None:
-    service = make_service(BLOCK_COMMANDS="None").start()
-    with service.client() as client:
-        accepted(post(client, json_entry()))
-    service.terminate()
-    poison = [raw_entry(**fields) for fields in POISON.values()]
-    fine = [raw_entry() for _ in poison]
-    # Beyond a limit of the door, but nothing that Postgres minds.
-    long = raw_entry(events=[plain(make_event("x" * 2000))])
-    mixed = [entry for pair in zip(fine, poison, strict=True) for entry in pair]
-    batches = [mixed, [long], [raw_entry()]]
-    packed = [[msgpack.packb(entry) for entry in batch] for batch in batches]
-    append_by_hand(service.data_dir / "wal", *packed)
+    """Every edge of every field; those that Postgres can hold lie between those it can not."""
+    edges = [
+        (path, value)
+        for path, values in EDGES.items()
+        for value in values
+        if is_of_its_kind(path, value)
+    ]
+    poison = [edge_entry(*edge) for edge in edges if is_poison(*edge)]
+    poison.append(make_full_entry(events=[make_event("x" * 9_000_000)]))  # for its index
+    fine = [edge_entry(*edge) for edge in edges if not is_poison(*edge)]
+    fine += [make_full_entry() for _ in range(len(poison) + 1 - len(fine))]
+    pairs = zip_longest(fine, poison)
+    batches = [[entry for pair in pairs for entry in pair if entry], [make_full_entry()]]
+    service = make_service(BLOCK_COMMANDS="None", ENVIRONMENT=ENVIRONMENT)
+    wal = write_wal(make_settings(service.data_dir, environment=ENVIRONMENT), [[]])
+    packed = [[msgpack.packb(plain(entry)) for entry in batch] for batch in batches]
+    append_by_hand(wal.settings.wal_dir, *packed)
+    wal.genesis[0].path.chmod(FILE_MODE)
     service.start()
+    newest = make_entry()
+    journaled = dict(enumerate([*chain(*batches), newest], 1))
     with service.client() as client:
-        newest = accepted(post(client, json_entry()))["last_command_id"]
+        assert accepted(post(client, to_json(newest)))["last_command_id"] == len(journaled)
         found = flush(client)
-        assert (found["last_command_id"], found["dead_letters"]) == (newest, len(poison))
+        assert (found["last_command_id"], found["dead_letters"]) == (len(journaled), len(poison))
         assert found["unreplicated_bytes"] == 0
         readiness = client.get("/readyz")
         assert readiness.status_code == 200
         assert readiness.json()["parts"]["replication"]["state"] == "degraded"
         assert metric(client, "ht_journal_dead_letters_total") == len(poison)
-        for entry, status in [
-            (fine[0], "replicated"),
-            *((entry, "dead_letter") for entry in poison),
-        ]:
-            uuid = UUID(bytes=entry["request_uuid"])
-            assert client.get(f"/entries/{uuid}").json()["status"] == status
+        for entry, status in [(fine[0], "replicated"), (poison[0], "dead_letter")]:
+            assert client.get(f"/entries/{entry.request_uuid}").json()["status"] == status
         # Once more under its request_uuid, with other content.
-        again = json_entry(request_uuid=str(UUID(bytes=poison[1]["request_uuid"])))
-        refused(post(client, again), 40901)
+        refused(post(client, json_entry(request_uuid=str(poison[1].request_uuid))), 40901)
     assert service.terminate() == 0
-    letters = query(
-        database_url, "SELECT request_uuid, entry, error FROM dead_letters ORDER BY command_id"
-    )
-    assert [msgpack.unpackb(row[1]) for row in letters] == poison
-    assert [row[0].bytes for row in letters] == [entry["request_uuid"] for entry in poison]
-    assert all(row[2] for row in letters)
-    ids = [row[0] for row in table_rows(database_url, "engine_commands")]
-    dead = {2 + 2 * number + 1 for number in range(len(poison))}
-    assert ids == [number for number in range(1, newest + 1) if number not in dead]
+    dead = {entry.request_uuid for entry in poison}
+    assert_tables_hold(database_url, journaled, ENVIRONMENT, dead)
+    letters = query(database_url, "SELECT entry, error FROM dead_letters ORDER BY command_id")
+    assert [msgpack.unpackb(row[0]) for row in letters] == [plain(entry) for entry in poison]
+    assert all(row[1] for row in letters)
     assert "Traceback" not in service.log
 
 

@@ -3,9 +3,10 @@
 Written from the protocol's sections 3 and 6, without the code that fills the tables.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 import msgpack
 
@@ -43,10 +44,19 @@ _COLUMNS: Final[dict[str, str]] = {
 
 
 def assert_tables_hold(
-    database_url: str, entries: Mapping[int, Entry], environment: str = "development"
+    database_url: str,
+    entries: Mapping[int, Entry],
+    environment: str = "development",
+    dead: Collection[UUID] = (),
 ) -> None:
-    """The rows of `environment` are those of `entries`, by `command_id`: all, alone, unchanged."""
-    wanted = _wanted_rows(dict(sorted(entries.items())))
+    """The rows of `environment` are those of `entries`, by `command_id`: all, alone, unchanged.
+
+    Those with a `request_uuid` of `dead` are dead letters, and in no other table.
+    """
+    alive = {key: entry for key, entry in entries.items() if entry.request_uuid not in dead}
+    wanted = _wanted_rows(dict(sorted(alive.items())))
+    letters = [(key, entries[key].request_uuid) for key in sorted(entries.keys() - alive.keys())]
+    wanted["dead_letters"] = letters
     for table, columns in _COLUMNS.items():
         found = table_rows(database_url, table, environment)
         if table == "engine_command_digests":
@@ -98,10 +108,14 @@ def _assert_same(table: str, columns: str, found: list[Row], wanted: list[Row]) 
 
 def _exact(row: Row) -> Row:
     """Decimals compare with their scale: 1.250 is not 1.25. The sign of zero is not kept."""
-    return tuple(
-        (value + 0, value.as_tuple().exponent) if isinstance(value, Decimal) else value
-        for value in row
-    )
+    return tuple(_scaled(value) if isinstance(value, Decimal) else value for value in row)
+
+
+def _scaled(value: Decimal) -> tuple[Decimal, int]:
+    exponent = value.as_tuple().exponent
+    assert isinstance(exponent, int), f"{value} is not finite"
+    # Postgres has no scale below 0: 1E+5 is 100000 there.
+    return value, min(exponent, 0)
 
 
 def _wanted_rows(entries: Mapping[int, Entry]) -> dict[str, list[Row]]:
