@@ -3,24 +3,54 @@
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
 
 from tests.integration.conftest import MakeService
 from tests.support.database import query, value
 from tests.support.http_entries import accepted, checkpoint, flush, json_entry, post, refused
+from tests.support.preloaded import Preloaded
 from tests.support.service import Service
 
+ROOT = Path(__file__).parents[2]
+COMMAND = "from app.cli import main; main()"
 
-def adopt(service: Service, database_url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("JOURNAL_")}
-    environ["JOURNAL_DATA_DIR"] = str(service.data_dir)
-    environ["JOURNAL_DATABASE_URL"] = database_url
-    command = [sys.executable, "-c", "from app.cli import main; main()", "adopt", *options]
-    return subprocess.run(command, env=environ, text=True, capture_output=True, check=False)
+
+class Adopt(Protocol):
+    """Runs `journal adopt` on the service's directory and database."""
+
+    def __call__(
+        self, service: Service, database_url: str, *options: str
+    ) -> "subprocess.CompletedProcess[str]": ...
+
+
+@pytest.fixture(scope="module")
+def preloaded() -> Iterator[Preloaded]:
+    with Preloaded(ROOT, "app.cli.operator", "app.adopt") as running:
+        yield running
+
+
+@pytest.fixture
+def adopt(preloaded: Preloaded) -> Adopt:
+    def run(
+        service: Service, database_url: str, *options: str
+    ) -> "subprocess.CompletedProcess[str]":
+        environ = {k: text for k, text in os.environ.items() if not k.startswith("JOURNAL_")}
+        environ["JOURNAL_DATA_DIR"] = str(service.data_dir)
+        environ["JOURNAL_DATABASE_URL"] = database_url
+        done = preloaded.run(COMMAND, "adopt", *options, stdin=b"", environ=environ)
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    return run
 
 
 def test_a_lost_disk_refuses_the_start_until_it_is_adopted_and_command_ids_go_on(
-    make_service: MakeService, database_url: str
+    make_service: MakeService, database_url: str, adopt: Adopt
 ) -> None:
     service = make_service().start()
     with service.client() as client:
@@ -60,7 +90,7 @@ def test_a_lost_disk_refuses_the_start_until_it_is_adopted_and_command_ids_go_on
 
 
 def test_an_entry_from_before_that_is_sent_again_keeps_its_first_row(
-    make_service: MakeService, database_url: str
+    make_service: MakeService, database_url: str, adopt: Adopt
 ) -> None:
     """The new log can't know it: it is beyond the window (section 2)."""
     service = make_service().start()
@@ -79,7 +109,7 @@ def test_an_entry_from_before_that_is_sent_again_keeps_its_first_row(
 
 
 def test_adopting_goes_on_where_a_crash_left_it(
-    make_service: MakeService, database_url: str
+    make_service: MakeService, database_url: str, adopt: Adopt
 ) -> None:
     """The progress row names the new log before its first segment is there."""
     service = make_service().start()
@@ -101,7 +131,7 @@ def test_adopting_goes_on_where_a_crash_left_it(
 
 
 def test_adopting_is_refused_where_there_is_a_log_or_nothing_to_adopt(
-    make_service: MakeService, database_url: str
+    make_service: MakeService, database_url: str, adopt: Adopt
 ) -> None:
     service = make_service()
     nothing = adopt(service, database_url, "--yes")
@@ -121,7 +151,7 @@ def test_adopting_is_refused_where_there_is_a_log_or_nothing_to_adopt(
     assert "Traceback" not in nothing.stderr + running.stderr + there.stderr
 
 
-def test_adopting_asks_first(make_service: MakeService, database_url: str) -> None:
+def test_adopting_asks_first(make_service: MakeService, database_url: str, adopt: Adopt) -> None:
     service = make_service()
     done = adopt(service, database_url)
     assert done.returncode != 0

