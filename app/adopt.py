@@ -7,14 +7,13 @@ directory and a used environment, where a start is refused and adopting again go
 
 import asyncio
 import time
-from uuid import uuid4
 
 from app.errors import StartRefused
 from app.rebuild import fill_store
 from app.replication import migrations
 from app.replication.postgres import Sink
 from app.replication.reader import Reader
-from app.service.opening import begin_log, claim_data_dir
+from app.service.opening import begin_log, claim_data_dir, new_wal_id
 from app.settings import Settings
 from app.wal.files import FileSystem
 from app.wal.segments import list_segments
@@ -52,7 +51,7 @@ async def _adopt(files: FileSystem, settings: Settings, database_url: str) -> st
     if settings.migrates_at_start:
         await asyncio.to_thread(migrations.upgrade, database_url)
     sink = await Sink.connect(database_url, settings.environment)
-    wal_id = uuid4().hex
+    wal_id = new_wal_id()
     try:
         progress = await sink.adopt(wal_id)
         height = await fill_store(files, settings, database_url, wal_id, 0, lambda _: None)

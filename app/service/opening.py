@@ -83,6 +83,11 @@ async def ask_postgres(reader: Reader) -> EnvironmentSummary | None:
         return None
 
 
+def new_wal_id() -> str:
+    """What no other log is called."""
+    return uuid4().hex
+
+
 def open_log(
     files: FileSystem,
     settings: Settings,
@@ -90,6 +95,7 @@ def open_log(
     held: EnvironmentSummary | None,
     now_ms: Callable[[], int],
     store: CommitmentStore | None = None,
+    new_id: Callable[[], str] = new_wal_id,
 ) -> OpenedLog:
     """Recover the log, or begin one where there is none. Blocking; `held` is what Postgres said.
 
@@ -101,7 +107,7 @@ def open_log(
         _log.warning("%s is torn, going on without it", settings.checkpoint_path)
     index = DuplicateIndex(settings.dedup_window)
     if not list_segments(files, settings.wal_dir):
-        segment, wal_id = _begin(files, settings, checkpoint, held, now_ms, store)
+        segment, wal_id = _begin(files, settings, checkpoint, held, now_ms, store, new_id)
         log = _log_at(files, settings, syncer, wal_id, segment, now_ms)
         start = Checkpoint(
             wal_id=wal_id, environment=settings.environment, wal_offset=0, last_command_id=0
@@ -182,6 +188,7 @@ def _begin(
     held: EnvironmentSummary | None,
     now_ms: Callable[[], int],
     store: CommitmentStore | None,
+    new_id: Callable[[], str],
 ) -> tuple[Segment, str]:
     """Begin a new log in an empty directory, if that can't fork the journal."""
     if store is not None and store.wal_id is not None:
@@ -209,7 +216,7 @@ def _begin(
             f"{settings.wal_dir} is empty, but Postgres holds {_describe(held)} of environment "
             f"{settings.environment!r}; `journal adopt` begins a log that goes on behind them"
         )
-    wal_id = uuid4().hex
+    wal_id = new_id()
     _log.info("beginning the log %s of environment %r", wal_id, settings.environment)
     return begin_log(files, settings, wal_id, 1, now_ms), wal_id
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from threading import Event
 from typing import Any, Final
 from uuid import UUID
@@ -43,7 +44,12 @@ SETTINGS: Final = Settings(
 
 
 def open_strictly(
-    files: SimulatedFiles, store: CommitmentStore | None, world: World, *, reachable: bool
+    files: SimulatedFiles,
+    store: CommitmentStore | None,
+    world: World,
+    new_id: Callable[[], str],
+    *,
+    reachable: bool,
 ) -> OpenedLog:
     """Open the log as the service does; `tolerant` where a strict start asks for a repair.
 
@@ -57,7 +63,7 @@ def open_strictly(
     def open_with(tail: WalTail) -> OpenedLog:
         settings = SETTINGS.model_copy(update={"wal_tail": tail})
         asked = held if reachable else None
-        opened = open_log(files, settings, syncer, asked, lambda: 1, store)
+        opened = open_log(files, settings, syncer, asked, lambda: 1, store, new_id)
         if store is not None and not reachable and opened.kept_from is not None:
             check_reaches(store, opened.log.wal_id, opened.kept_from)
         return opened
@@ -69,7 +75,7 @@ def open_strictly(
         reason = str(refusal)
     if not reachable and "start again with Postgres up" in reason:
         assert not world.settled, "what was acknowledged needs no Postgres"
-        return open_strictly(files, store, world, reachable=True)
+        return open_strictly(files, store, world, new_id, reachable=True)
     assert "`journal wal repair` can cut it" in reason, reason
     return open_with(WalTail.TOLERANT)
 
@@ -144,12 +150,16 @@ class Died(Exception):
 
 
 class Life:
-    """One run of the journal, from opening its log on. `before` is told of each call first."""
+    """One run of the journal, from opening its log on, which chance names where there is none.
+
+    `before` is told of each call first.
+    """
 
     def __init__(
         self,
         machine: Machine,
         world: World,
+        rng: Random,
         *,
         reachable: bool = True,
         before: Callable[["Life", Call], None] = lambda life, call: None,
@@ -162,7 +172,9 @@ class Life:
         if machine.store is not None:
             self._rocks = SimulatedRocks(machine.store, partial(before, self))
             store = open_store(self._rocks, SETTINGS.environment)
-        self.opened = open_strictly(self.files, store, world, reachable=reachable)
+        self.opened = open_strictly(
+            self.files, store, world, lambda: rng.randbytes(16).hex(), reachable=reachable
+        )
         self._know(recovered(self.files.disk, self.opened, store, world, reachable=reachable))
         self.blocks = None if store is None else self._make_blocks(store)
         self.writer: WalWriter[Any] = WalWriter(

@@ -57,7 +57,7 @@ class Workload:
 
     def live(self, steps: int) -> None:
         """Open the log and go through some steps; a fault may end it before."""
-        life = Life(self._machine, self._world, before=self._before)
+        life = Life(self._machine, self._world, self.rng, before=self._before)
         try:
             asyncio.run(self._work(life, steps))
         except Died:
