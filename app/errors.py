@@ -33,6 +33,19 @@ They are translated to HTTP by `app.api.problems` and to exit codes by `app.cli`
 """
 
 from dataclasses import dataclass
+from typing import Final
+
+_LONGEST_MESSAGE: Final = 500
+
+
+def shortened(text: str) -> str:
+    """Beginning and end of a message that repeats something long, such as an unknown field's name.
+
+    Its end tells where that was.
+    """
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    return f"{text[: _LONGEST_MESSAGE // 2]}...{text[-_LONGEST_MESSAGE // 2 :]}"
 
 
 class JournalError(Exception):

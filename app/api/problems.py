@@ -15,6 +15,7 @@ from app.errors import (
     TooManyEntries,
     TooManyValues,
     Unavailable,
+    shortened,
 )
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -128,7 +129,7 @@ class Problem:
 def problem_of(error: Exception) -> Problem:
     """The problem that an exception is; unknown ones become a bare 500 that tells nothing."""
     headers: dict[str, str] = {}
-    detail = str(error)
+    detail = shortened(str(error))
     if isinstance(error, HttpProblem):
         kind = KINDS[error.reason]
         headers = error.headers
@@ -150,7 +151,11 @@ def problem_of(error: Exception) -> Problem:
     }
     if isinstance(error, InvalidEntries | RequestConflict) and error.faults:
         document["errors"] = [
-            {"entry": fault.entry, "path": fault.path, "message": fault.message}
+            {
+                "entry": fault.entry,
+                "path": shortened(fault.path),
+                "message": shortened(fault.message),
+            }
             for fault in error.faults
         ]
     return Problem(kind.status, kind.reason, headers, document)

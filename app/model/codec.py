@@ -8,14 +8,21 @@ whatever it came in; they are made where contents have to be compared.
 """
 
 from collections.abc import Sequence
-from re import compile as compile_pattern
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from app.errors import EntryFault, InvalidBody, InvalidEntries, TooManyEntries
-from app.model.entry import ADDRESS_BYTES, HASH_BYTES, ZERO_DIGEST, Address, Entry, Hash32
+from app.errors import EntryFault, InvalidBody, InvalidEntries, TooManyEntries, shortened
+from app.model.entry import (
+    ADDRESS_BYTES,
+    HASH_BYTES,
+    MAX_TEXT_BYTES,
+    ZERO_DIGEST,
+    Address,
+    Entry,
+    Hash32,
+)
 from app.model.packing import array_header, read_array_header
 from app.model.rules import RuleBroken, check_entry
 
@@ -23,7 +30,7 @@ MAX_FAULTS: Final = 100
 # How a MessagePack body begins, but for one that spells its only key or its map in a longer form.
 _OPENING: Final = b"\x81\xa7entries"
 _LENGTHS: Final[dict[type, int]] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
-_ENTRY_PATH: Final = compile_pattern(r"^(?P<message>.*?)(?: - at `\$(?P<path>.*)`)?$")
+_BEFORE_PATH: Final = " - at `$"
 
 
 class PreparedRequest(NamedTuple):
@@ -58,13 +65,14 @@ def decode_hook(kind: type, value: Any) -> Any:
     length = _LENGTHS[kind]
     if isinstance(value, bytes):
         raw = value
-    elif isinstance(value, str) and value.startswith("0x"):
+    elif isinstance(value, str) and value.startswith("0x") and len(value) <= MAX_TEXT_BYTES:
         try:
             raw = bytes.fromhex(value[2:])
         except ValueError:
             raise ValueError(f"{value[:80]!r} is not hex text") from None
     else:
-        raise ValueError(f"Expected `0x` hex text of {length} bytes, got {value!r:.80}")
+        shown = repr(value[:80]) if isinstance(value, str) else f"`{type(value).__name__}`"
+        raise ValueError(f"Expected `0x` hex text of {length} bytes, got {shown}")
     if len(raw) != length:
         raise ValueError(f"Expected {length} bytes, got {len(raw)}")
     return kind(raw)
@@ -120,12 +128,16 @@ class RequestCodec:
         entry's first fault, at most `MAX_FAULTS` of them.
         """
         start = None if json else self._packed_at(body)
+        fault = ""
         try:
             entries = (self._json if json else self._msgpack).decode(body).entries
         except msgspec.ValidationError as error:
-            raise self._explain(body, json, error) from None
+            fault = shortened(str(error))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _undecodable(error, json) from None
+        if fault:
+            # Not where it is caught, which would keep it: it may repeat all of a long key.
+            raise self._explain(body, json, fault)
         if len(entries) > self._max_entries:
             raise self._too_many(len(entries))
         for index, entry in enumerate(entries):
@@ -166,15 +178,13 @@ class RequestCodec:
     def _too_many(self, count: int) -> TooManyEntries:
         return TooManyEntries(f"{count} entries; at most {self._max_entries} are allowed")
 
-    def _explain(
-        self, body: bytes | bytearray, json: bool, error: msgspec.ValidationError
-    ) -> Exception:
+    def _explain(self, body: bytes | bytearray, json: bool, message: str) -> Exception:
         """Turn a decoding error into one fault an entry, by decoding each entry on its own."""
         library = msgspec.json if json else msgspec.msgpack
         try:
             raws = library.decode(body, type=_LooseRequest).entries
         except msgspec.ValidationError as fault:
-            return InvalidEntries(str(fault))
+            return InvalidEntries(shortened(str(fault)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             return _undecodable(fault, json)
         if len(raws) > self._max_entries:
@@ -192,7 +202,7 @@ class RequestCodec:
                 faults.append(EntryFault(index, broken.path, broken.message))
             if len(faults) == MAX_FAULTS:
                 break
-        return _invalid(faults) if faults else InvalidEntries(str(error))
+        return _invalid(faults) if faults else InvalidEntries(message)
 
 
 def _invalid(faults: list[EntryFault]) -> InvalidEntries:
@@ -205,12 +215,13 @@ def _invalid(faults: list[EntryFault]) -> InvalidEntries:
 def _undecodable(error: Exception, json: bool) -> InvalidBody:
     if isinstance(error, RecursionError):
         return InvalidBody("the body is nested too deeply")
-    return InvalidBody(f"the body is not valid {'JSON' if json else 'MessagePack'}: {error}")
+    return InvalidBody(
+        f"the body is not valid {'JSON' if json else 'MessagePack'}: {shortened(str(error))}"
+    )
 
 
 def _split(error: msgspec.ValidationError) -> tuple[str, str]:
     """Take msgspec's message apart: the path within the entry, and what is wrong there."""
-    match = _ENTRY_PATH.match(str(error))
-    if match is None:
-        return "", str(error)
-    return (match["path"] or "").removeprefix("."), match["message"]
+    text = shortened(str(error))
+    message, found, path = text.rpartition(_BEFORE_PATH)
+    return (path.removesuffix("`").removeprefix("."), message) if found else ("", text)

@@ -190,7 +190,8 @@ def _walk(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise RuleBroken(path, f"key {key!r:.40} is not text")
+                shown = "of bytes or a list" if isinstance(key, bytes | tuple) else repr(key)
+                raise RuleBroken(path, f"key {shown} is not text")
             yield path, key
             yield from _walk(f"{path}[{key!r:.80}]", item, depth - 1)
     elif isinstance(value, list):

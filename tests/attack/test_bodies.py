@@ -29,6 +29,7 @@ from tests.support.worker_memory import WorkerMemory
 
 MIB = 1 << 20
 MAX_BODY_BYTES: Final = 16 * MIB
+MAX_ANSWER_BYTES: Final = 64 << 10
 PLACE: Final = "PLACE"
 
 
@@ -71,6 +72,13 @@ def zeros_as_gzip(size_bytes: int) -> bytes:
     return first + other * (size_bytes // MIB - 1)
 
 
+def withdrawal(wallet: str) -> dict[str, Any]:
+    amounts = {"amount": "1", "balance_after": "1"}
+    effect = {"wallet": wallet, "request_id": "r", "timestamp_ms": 1, **amounts}
+    return msgpack_entry(cash_withdrawal_side_effect=effect)
+
+
+LONG: Final = "1" * (MAX_BODY_BYTES - 500)
 EVENT = msgpack.packb({"event_topic": "aa", "event_data": b"aa", "event_type": "Aa"})
 MANY = (MAX_BODY_BYTES - 20).to_bytes(4)
 
@@ -103,6 +111,12 @@ BOMBS: Final[dict[str, tuple[Callable[[], bytes], str, int]]] = {
     "nested lists, in json": (lambda: b"[" * (MAX_BODY_BYTES - 20), JSON, 413),
     "one long text": (lambda: b'{"entries":["' + b"x" * (MAX_BODY_BYTES - 20) + b'"]}', JSON, 422),
     "one long number": (lambda: b'{"entries":[' + b"9" * MIB + b"]}", JSON, 422),
+    "an unknown field with a long name": (
+        lambda: packed(msgpack_entry(**{LONG: 1})), MSGPACK, 422),
+    "an unknown field with a long name, in json": (
+        lambda: json.dumps({"entries": [json_entry(**{LONG: 1})]}).encode(), JSON, 422),
+    "an unknown key of the body": (lambda: json.dumps({LONG: 1}).encode(), JSON, 422),
+    "hex of any length for an address": (lambda: packed(withdrawal("0x" + LONG)), MSGPACK, 422),
 }  # fmt: skip
 
 
@@ -118,7 +132,8 @@ def test_no_body_takes_more_than_four_times_the_limit(
     if status == 200:
         accepted(response)
     else:
-        assert response.status_code in {status, 400}, response.text
+        assert response.status_code in {status, 400}, response.text[:1000]
+    assert len(response.content) < MAX_ANSWER_BYTES
     assert memory.extra_bytes <= 4 * MAX_BODY_BYTES
 
 
