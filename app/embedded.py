@@ -234,19 +234,19 @@ def _start(directory: Path) -> "PostgresServer | None":
     server.ensure_pgdata_inited()
     _close_socket_to_others(directory)
     for attempt in range(1, _START_ATTEMPTS + 1):
+        # Of one that runs, the wheel takes for granted that it is ready. It may recover a long log.
+        while _is_alive(directory) and not _is_ready(directory):
+            if _parent_left(_POLL_S):
+                _stop(server)
+                return None
         try:
             server.start()
             break
-        except subprocess.SubprocessError:
-            # The wheel waits 10 seconds; crash recovery of a long log takes longer, and goes on
-            # meanwhile.
+        except (subprocess.SubprocessError, AssertionError) as error:
+            # It waits 10 seconds. Or the server ended meanwhile.
             if attempt == _START_ATTEMPTS or _parent_left(_POLL_S):
                 _stop(server)
-                raise
-    while not _is_ready(directory):
-        if _parent_left(_POLL_S):
-            _stop(server)
-            return None
+                raise RuntimeError(f"{error!r}") from None
     return server
 
 

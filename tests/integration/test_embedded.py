@@ -227,6 +227,30 @@ def test_a_keeper_that_was_killed_is_replaced_and_its_server_kept_and_stopped(
     assert has_ended(server)
 
 
+def test_a_server_that_is_still_starting_is_waited_for(
+    data_dir: Path, postgres: EmbeddedPostgres, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A keeper was killed, and the next one comes before the server takes connections."""
+    url = postgres.start()
+    before, server = postgres.pid, postmaster(data_dir)
+    assert before is not None
+    status = data_dir / "postgres" / "postmaster.pid"
+    ready = status.read_text()
+    status.write_text(ready.replace("ready   ", "starting"))
+    assert status.read_text() != ready
+    # What each keeper does right before it starts the server shows that it has come so far.
+    configuration = data_dir / "postgres" / "postgresql.conf"
+    line = "unix_socket_permissions = 0700\n"
+    configuration.write_text(configuration.read_text().replace(line, ""))
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: line in configuration.read_text(), "another keeper looks at the server")
+    status.write_text(ready)
+    assert query(url, "SELECT 1") == 1
+    postgres.stop()
+    assert has_ended(server)
+    assert capfd.readouterr().err == ""
+
+
 def answers(url: str) -> bool:
     try:
         return bool(query(url, "SELECT true"))
