@@ -7,6 +7,7 @@ verdict.
 import logging
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import count
 from pathlib import Path
 
 from app.errors import CorruptionError, StartRefused
@@ -110,14 +111,14 @@ def corruption(scan: Scan, evidence: Evidence) -> CorruptionError:
 def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
     """Copy what lies behind the last good record aside, cut it off and sync.
 
-    Returns the copy's path.
+    Returns the copy's path. A copy that an earlier cut at the same offset has left is kept.
     """
     last = scan.segments[-1]
-    aside = last.path.with_name(f"{last.path.name}.{scan.end}.torn")
     fd = files.open(last.path, write=True)
     try:
+        tail = files.read(fd, last.end - scan.end, scan.end - last.start)
+        aside = _path_aside(files, last.path, scan.end, tail)
         if scan.end > last.start:
-            tail = files.read(fd, last.end - scan.end, scan.end - last.start)
             write_new_file(files, aside, tail)
             files.truncate(fd, scan.end - last.start)
         syncer.sync(fd)
@@ -140,6 +141,16 @@ def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
         files.sync_directory(last.path.parent)
         scan.segments.pop()
     return aside
+
+
+def _path_aside(files: FileSystem, segment: Path, end: int, tail: bytes) -> Path:
+    """Where a tail is copied to: no file yet, or its copy from before a crash."""
+    path = segment.with_name(f"{segment.name}.{end}.torn")
+    for number in count(2):
+        if not files.exists(path) or files.read_file(path) == tail:
+            break
+        path = segment.with_name(f"{segment.name}.{end}.{number}.torn")
+    return path
 
 
 def _rewrite_last_record(

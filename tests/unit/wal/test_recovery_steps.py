@@ -169,6 +169,23 @@ def test_a_second_segment_torn_again_keeps_the_copy_of_the_first_time(tmp_path: 
     assert {path.name: path.read_bytes() for path in wal.settings.wal_dir.glob("*.torn")} == first
 
 
+@pytest.mark.parametrize("damage", [torn_record, torn_genesis])
+def test_what_is_torn_later_at_the_same_offset_has_a_copy_of_its_own(
+    tmp_path: Path, damage: Damage
+) -> None:
+    wal = make_wal(tmp_path, damage)
+    segment = wal.genesis[-1]
+    end = segment.offset if damage is torn_genesis else wal.records[-1].offset
+    torn = segment.path.read_bytes()[end - segment.offset :]
+    recovered(tmp_path)
+    for tail in (b"\1", b"\2", b"\1"):
+        with segment.path.open("ab") as file:
+            file.write(tail)
+        recovered(tmp_path)
+    copies = {path.suffixes[-2]: path.read_bytes() for path in wal.settings.wal_dir.glob("*.torn")}
+    assert copies == {f".{end}": torn, ".2": b"\1", ".3": b"\2"}
+
+
 def test_drafts_are_removed_but_only_once_the_log_is_found_to_be_sound(tmp_path: Path) -> None:
     wal = make_wal(tmp_path, leftover_drafts)
     wal.flip(wal.records[0].end - 1)
