@@ -70,7 +70,7 @@ def undisturbed(
     database_url = cluster.create_migrated()
     directory = tmp_path_factory.mktemp("undisturbed")
     with Service(directory / "data", database_url, ENVIRONMENT="a", **SETTINGS) as service:
-        record(service, directory / "trace")
+        record(service, directory / "trace", busy=True)
         live(service)
         touched = traced_calls(service, directory / "trace")
     assert any("PUNCH_HOLE" in call.arguments for _, call in touched)
@@ -89,7 +89,7 @@ def test_every_call_that_is_interrupted_or_writes_nothing_is_made_again(
     settings = {**SETTINGS, "ENVIRONMENT": str(list(CASES).index(case))}
     output = tmp_path / "trace"
     with Service(tmp_path / "data", database_url, **settings) as service:
-        inject_at(service, output, names, f"{fault}:{EACH}", *sorted(suffering))
+        inject_at(service, output, names, f"{fault}:{EACH}", *sorted(suffering), busy=True)
         conversation = live(service)
         assert "Interrupted" not in service.log
         assert "ERROR" not in service.log

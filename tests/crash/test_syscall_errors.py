@@ -216,7 +216,8 @@ def suffer(
     database_url = str(settings.pop("DATABASE_URL", NOWHERE))
     with Service(directory / "data", database_url, **settings) as service:
         output = directory / "trace"
-        inject_at(service, output, case.call, f"{case.fault}:when={case.when}", case.path)
+        fault = f"{case.fault}:when={case.when}"
+        inject_at(service, output, case.call, fault, case.path, busy=database_url != NOWHERE)
         before = len(conversation.statuses)
         if service.starts():
             talk(service, conversation)

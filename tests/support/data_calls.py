@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.support.service import Service
-from tests.support.syscalls import Syscall, attached, read_trace, strace
+from tests.support.syscalls import Syscall, attached, read_trace, strace, trace_loaded
 from tests.support.waiting import wait_for
 
 # All by which files are opened, changed and synced; reading changes nothing.
@@ -45,9 +45,12 @@ class DataCall(NamedTuple):
         return f"{self.name}({self.path}) number {self.nth}"
 
 
-def record(service: Service, output: Path) -> None:
-    """Let the service run from its next start on so that `data_calls` can read what it did."""
-    service.wrapper = _strace("--seccomp-bpf", "-e", f"trace={_CALLS}", "-o", str(output))
+def record(service: Service, output: Path, *, busy: bool = False) -> None:
+    """Let the service run from its next start on so that `data_calls` can read what it did.
+
+    One that is `busy` is traced with all programs that it executes: its replication reads the log.
+    """
+    _trace(service, output, "-e", f"trace={_CALLS}", busy=busy)
 
 
 def inject(service: Service, output: Path, call: DataCall, fault: str) -> None:
@@ -55,18 +58,20 @@ def inject(service: Service, output: Path, call: DataCall, fault: str) -> None:
     inject_at(service, output, call.name, f"{fault}:when={call.nth}", call.path)
 
 
-def inject_at(service: Service, output: Path, names: str, fault: str, *paths: str) -> None:
+def inject_at(
+    service: Service, output: Path, names: str, fault: str, *paths: str, busy: bool = False
+) -> None:
     """Likewise for all the calls of these names, comma separated, on `paths`, as its `when` says.
 
-    Calls are counted by thread and name.
+    Calls are counted by thread and name. One that is `busy` can't be killed so.
     """
-    # Its filter of calls keeps strace 6.1 from delivering signals.
-    filtering = () if "signal=" in fault else ("--seccomp-bpf",)
     places = () if names == _IO_URING else paths
-    service.wrapper = _strace(
-        *filtering,
+    _trace(
+        service,
+        output,
         *(part for path in places for part in ("-P", str(service.data_dir / path))),
-        *("-e", f"trace={names}", "-e", f"inject={names}:{fault}", "-o", str(output)),
+        *("-e", f"trace={names}", "-e", f"inject={names}:{fault}"),
+        busy=busy,
     )
 
 
@@ -126,8 +131,13 @@ def kinds(calls: Iterable[DataCall]) -> dict[tuple[str, str], list[DataCall]]:
     return found
 
 
-def _strace(*options: str) -> tuple[str, ...]:
-    return strace("-q", "-s", "16", *options)
+def _trace(service: Service, output: Path, *options: str, busy: bool) -> None:
+    if busy:
+        # Its filter of calls keeps strace 6.1 from delivering signals.
+        filtered = ("-q", "--seccomp-bpf", "-s", "16", *options, "-o", str(output))
+        service.wrapper = strace(*filtered)
+    else:
+        trace_loaded(service, output, "-s", "16", *options)
 
 
 def _finished(service: Service, output: Path) -> str:

@@ -6,8 +6,8 @@ It is the fork of a process that has loaded it, and goes on as `journal` does fr
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Mapping
-from multiprocessing.connection import wait
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -20,21 +20,38 @@ _FORKS.set_forkserver_preload(["app.cli.operator", "app.server", "app.main", __n
 _ASKING: Final = Lock()
 
 
-class LoadedService:
-    """`journal serve` with this environment alone; the rest is as of a `Popen`."""
+Attach = Callable[[int], subprocess.Popen[bytes]]
+"""Attaches a tracer to the process with this id; what it gives ends when all traced ones have."""
 
-    def __init__(self, environ: Mapping[str, str], output: Path) -> None:
-        self._process = _FORKS.Process(target=_serve, args=(dict(environ), output))
-        with _ASKING:
-            self._process.start()
-        assert self._process.pid is not None
-        self.pid: Final = self._process.pid
+
+class LoadedService:
+    """`journal serve` with this environment alone; the rest is as of a `Popen`.
+
+    A tracer sees all that it does from there on. It has ended when its tracer has, too.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], output: Path, attach: Attach | None = None
+    ) -> None:
+        gate, opener = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_serve, args=(gate, dict(environ), output))
+        self._tracer: subprocess.Popen[bytes] | None = None
+        # Closed without a word, the gate is the end of what waits at it.
+        with opener:
+            with gate, _ASKING:
+                self._process.start()
+            assert self._process.pid is not None
+            self.pid: Final = self._process.pid
+            if attach is not None:
+                self._tracer = attach(self.pid)
+            opener.send(None)
 
     @property
     def returncode(self) -> int | None:
         """Its exit status, negative where a signal ended it; None as long as it runs."""
-        with _ASKING:
-            return self._process.exitcode
+        if self._tracer is not None and self._tracer.poll() is None:
+            return None
+        return self._status()
 
     def poll(self) -> int | None:
         """The same."""
@@ -43,18 +60,24 @@ class LoadedService:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; its exit status. Raises `subprocess.TimeoutExpired`."""
         wait([self._process.sentinel], timeout)
-        status = self.returncode
+        status = self._status()
         if status is None:
             raise subprocess.TimeoutExpired("journal serve", timeout or 0)
+        if self._tracer is not None:
+            self._tracer.wait(timeout)
         return status
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
-        if self.returncode is None:
+        if self._status() is None:
             os.kill(self.pid, number)
 
+    def _status(self) -> int | None:
+        with _ASKING:
+            return self._process.exitcode
 
-def _serve(environ: dict[str, str], output: Path) -> None:
+
+def _serve(gate: "Connection[object, object]", environ: dict[str, str], output: Path) -> None:
     # Or what it starts would begin in this way, too.
     multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
@@ -62,4 +85,6 @@ def _serve(environ: dict[str, str], output: Path) -> None:
     with output.open("ab") as log:
         for standard in (1, 2):
             os.dup2(log.fileno(), standard)
+    with gate:
+        gate.recv()
     main(["serve"], "journal")

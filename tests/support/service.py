@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from tests.support.ends import await_ends
-from tests.support.loaded import LoadedService
+from tests.support.loaded import Attach, LoadedService
 from tests.support.waiting import wait_for
 
 _COMMAND: Final = "from app.cli import main; main()"
@@ -37,9 +37,11 @@ class Service:
         self.port = 0
         # What others than the service read from its environment, such as libpq's PGPASSWORD.
         self.variables: dict[str, str] = {}
-        # A command that runs the service as its own process, such as a tracer's. What is read as
-        # the program is loaded, from the environment, has to come with one.
+        # A command that runs the service as its own process. What is read as the program is
+        # loaded, from the environment, has to come with one.
         self.wrapper: tuple[str, ...] = ()
+        # What traces the service from its start on, where it is started without a command.
+        self.attach: Attach | None = None
         # What to ask with whether it is ready, where it wants certificates of its clients.
         self.tls: ssl.SSLContext | bool = False
         self._settings: Mapping[str, object] = {
@@ -96,7 +98,7 @@ class Service:
         """Start the process and return at once; `settings` hold for this life."""
         environ = self._environ({"PORT": self.port, **settings})
         if not self.wrapper:
-            self._process = LoadedService(environ, self.log_path)
+            self._process = LoadedService(environ, self.log_path, self.attach)
             return self._process
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
