@@ -3,7 +3,10 @@
 import asyncio
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from time import monotonic
+from uuid import UUID
 
 import httpx
 import psutil
@@ -24,6 +27,7 @@ from tests.support.http_entries import (
 from tests.support.postgres_cluster import Cluster
 from tests.support.service import Service
 from tests.support.waiting import wait_for
+from tests.support.wal_files import read_commands
 
 
 def count(url: str) -> int:
@@ -212,6 +216,33 @@ def test_a_second_service_on_the_same_directory_is_refused_in_a_clear_line(
     assert "Traceback" not in log
     with first.client() as client:
         accepted(post(client, json_entry()))
+
+
+def test_of_two_services_that_start_at_once_on_an_empty_directory_one_serves(
+    make_service: MakeService, database_url: str
+) -> None:
+    services = [make_service(), make_service()]
+    services[1].log_path = services[0].log_path.with_name("second.log")
+    both = Barrier(len(services))
+
+    def starts(service: Service) -> bool:
+        both.wait(10)
+        return service.starts()
+
+    with ThreadPoolExecutor(len(services)) as threads:
+        started = list(threads.map(starts, services))
+    assert sorted(started) == [False, True]
+    serving, other = services[started.index(True)], services[started.index(False)]
+    assert other.wait() == 1
+    assert "data/wal is in use by another process" in other.log
+    assert "Traceback" not in other.log
+    entry = json_entry()
+    with serving.client() as client:
+        assert accepted(post(client, entry))["last_command_id"] == 1
+    assert serving.terminate() == 0
+    assert read_commands(serving.data_dir / "wal") == {1: UUID(entry["request_uuid"])}
+    assert not list(serving.data_dir.rglob("*.tmp"))
+    assert count(database_url) == 1
 
 
 @pytest.mark.parametrize(
