@@ -163,7 +163,7 @@ class TooManyEntries(RequestError):
 
 
 class TooManyValues(RequestError):
-    """The body holds so many small values that it would be many times as large when decoded."""
+    """The body holds so many values, or so much wide text, that it would be too large decoded."""
 
 
 class RequestConflict(RequestError):

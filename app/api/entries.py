@@ -43,8 +43,10 @@ class EntriesEndpoint:
         self._max_body_bytes = settings.max_body_bytes
         most_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
         self._bodies = Bodies(settings.max_body_bytes, most_bytes, settings.body_timeout_s)
-        self._scales = Scales(settings.max_body_bytes, settings.max_entries, most_bytes)
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
+        self._scales = Scales(
+            self._codec, settings.max_body_bytes, settings.max_entries, most_bytes
+        )
         self._rejected = journal.metrics.rejected
         self._broken = self._rejected.labels("incomplete_body")
 
@@ -96,9 +98,7 @@ class EntriesEndpoint:
             raise body_too_large(self._max_body_bytes)
         body = await self._bodies.read(incoming)
         if gzip or not is_light(body, self._max_body_bytes):
-            async with self._scales.weighed(body, json=json, gzip=gzip) as plain:
-                request = self._codec.prepare(plain, json=json)
-                del plain
+            request = await self._scales.prepare(body, json=json, gzip=gzip)
         else:
             request = self._codec.prepare(body, json=json)
         del body

@@ -1,19 +1,19 @@
 """Bodies that are large, or that gzip makes large: unpacked and weighed before they are decoded.
 
-That can take a tenth of a second of a body. It happens on a thread of its own, so that the loop has
-time for others, and with one body at a time, so that one alone is there in its full size.
+That can take tenths of a second of a body, and checking what was decoded as well. It happens on a
+thread of its own, so that the loop has time for others, and with one body at a time, so that one
+alone is there in its full size.
 """
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
 from app.api.problems import HttpProblem, body_too_large
 from app.errors import Unavailable
+from app.model.codec import PreparedRequest, RequestCodec
 from app.model.weight import check_weight, is_light, light_bytes
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
@@ -22,12 +22,15 @@ Body = bytes | bytearray
 
 
 class Scales:
-    """Weighs request bodies, of which at most `max_waiting_bytes` wait for it.
+    """Weighs and prepares request bodies, of which at most `max_waiting_bytes` wait for it.
 
     A gzip body counts as the most that may be in it.
     """
 
-    def __init__(self, max_body_bytes: int, max_entries: int, max_waiting_bytes: int) -> None:
+    def __init__(
+        self, codec: RequestCodec, max_body_bytes: int, max_entries: int, max_waiting_bytes: int
+    ) -> None:
+        self._codec = codec
         self._max_body_bytes = max_body_bytes
         self._max_entries = max_entries
         self._max_waiting_bytes = max_waiting_bytes
@@ -35,36 +38,34 @@ class Scales:
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "weighing")
 
-    @asynccontextmanager
-    async def weighed(self, body: Body, *, json: bool, gzip: bool) -> AsyncIterator[Body]:
-        """The plain body, which can be decoded in the block.
+    async def prepare(self, body: Body, *, json: bool, gzip: bool) -> PreparedRequest:
+        """Decode and check a body, if it is not too heavy.
 
         Raises `Unavailable` when too much waits, a 400 or 413 for what gzip holds, and what
-        `check_weight` does.
+        `check_weight` and the codec do.
         """
         plain = inflate(body, light_bytes(self._max_body_bytes)) if gzip else body
         if plain is not None and is_light(plain, self._max_body_bytes):
-            yield plain
-            return
+            return self._codec.prepare(plain, json=json)
         size_bytes = self._max_body_bytes if gzip else len(body)
         if self._waiting_bytes and self._waiting_bytes + size_bytes > self._max_waiting_bytes:
             raise Unavailable("too many large bodies wait to be looked at")
         self._waiting_bytes += size_bytes
         try:
             async with self._turn:
-                weigh = partial(self._weigh, body, json=json, gzip=gzip)
-                yield await asyncio.get_running_loop().run_in_executor(self._thread, weigh)
+                prepare = partial(self._prepare, body, json=json, gzip=gzip)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
         finally:
             self._waiting_bytes -= size_bytes
 
-    def _weigh(self, body: Body, *, json: bool, gzip: bool) -> Body:
+    def _prepare(self, body: Body, *, json: bool, gzip: bool) -> PreparedRequest:
         plain = inflate(body, self._max_body_bytes) if gzip else body
         if plain is None:
             raise body_too_large(self._max_body_bytes)
         check_weight(
             plain, json=json, max_body_bytes=self._max_body_bytes, max_entries=self._max_entries
         )
-        return plain
+        return self._codec.prepare(plain, json=json)
 
 
 def inflate(body: Body, limit_bytes: int) -> bytes | None:

@@ -37,12 +37,12 @@ class PreparedRequest(NamedTuple):
     """A valid request as the writer wants it.
 
     `keys` are the request UUIDs of `entries` as integers, `packed` their encodings one after
-    another, as a WAL record holds them.
+    another, as a WAL record holds them: of a body that has them so, a part of it, not a copy.
     """
 
     entries: list[Entry]
     keys: list[int]
-    packed: bytes
+    packed: bytes | memoryview
 
     @property
     def size_bytes(self) -> int:
@@ -99,9 +99,13 @@ def canonical_bytes(entry: Entry) -> bytes:
 
 def pack(entries: Sequence[Entry]) -> bytes:
     """Canonical encodings, one after another."""
+    return bytes(_pack(entries))
+
+
+def _pack(entries: Sequence[Entry]) -> memoryview:
     for entry in entries:
         _leave_out_zero_digests(entry)
-    return _canonical.encode(entries)[len(array_header(len(entries))) :]
+    return memoryview(_canonical.encode(entries))[len(array_header(len(entries))) :]
 
 
 def _leave_out_zero_digests(entry: Entry) -> None:
@@ -145,7 +149,7 @@ class RequestCodec:
                 check_entry(entry, self._max_field_bytes)
             except RuleBroken:
                 raise self._rule_faults(entries, index) from None
-        packed = pack(entries) if start is None else bytes(memoryview(body)[start:])
+        packed = _pack(entries) if start is None else memoryview(body)[start:]
         return PreparedRequest(entries, [entry.request_uuid.int for entry in entries], packed)
 
     def _packed_at(self, body: bytes | bytearray) -> int | None:

@@ -40,11 +40,11 @@ def read_array_header(data: bytes | bytearray | memoryview, at: int) -> tuple[in
     return int.from_bytes(data[at + 1 : at + 1 + size]), at + 1 + size
 
 
-def pack_array(count: int, parts: Iterable[bytes]) -> Raw:
+def pack_array(count: int, parts: Iterable[bytes | memoryview]) -> Raw:
     """The array of all packed entries, `count` of them in `parts`."""
     return Raw(b"".join((array_header(count), *parts)))
 
 
-def split_packed(count: int, packed: bytes) -> list[Raw]:
+def split_packed(count: int, packed: bytes | memoryview) -> list[Raw]:
     """The packed entries one by one."""
     return _RAW_LIST.decode(pack_array(count, (packed,)))

@@ -1,12 +1,15 @@
 """What a request body would cost once it is decoded, told before it is.
 
-One byte of a body can become a hundred of memory, and take a microsecond to check: an empty map is
-one byte in MessagePack, and an object of 64 bytes in a list when decoded. `check_weight` refuses
-what would take more than about twice `MAX_BODY_BYTES`. Short bodies, as most are, could not, and
-pass unseen; of the others, those whose `symbols` are short pass after a glance.
+One byte of a body can become a hundred of memory: an empty map is one byte in MessagePack, and an
+object of 64 bytes in a list when decoded. Text with one character beyond U+FFFF takes four bytes a
+character, and its UTF-8 besides. `check_weight` refuses what would take, with the body and its
+record, more than four times `MAX_BODY_BYTES`. Short bodies, as most are, could not, and pass
+unseen; of the others, what may be in `symbols`, text and large entries is weighed.
 """
 
 import re
+from collections.abc import Iterator
+from math import ceil
 from typing import Final
 
 import msgpack
@@ -17,49 +20,117 @@ from app.errors import InvalidEntries, TooManyEntries, TooManyValues
 
 # Each divides MAX_BODY_BYTES; what is no larger is light. A byte takes a hundred at most.
 _LIGHT_BODY: Final = 32
-_LIGHT_ENTRY: Final = 64
-_LARGE_BODY: Final = 4
-# Likewise for how many values there may be, keys included: in all `symbols`, in an entry that is
-# not light, and in a JSON body. One takes 95 bytes at most, 30 to 50 in what is not `symbols`.
-_SYMBOLS_VALUES: Final = 32
-_ENTRY_VALUES: Final = 48
-_JSON_VALUES: Final = 48
-# The parts that an entry may hold many of: a key that each has, and what one takes with short text.
+_LIGHT_ENTRY: Final = 1024
+# How often there is what a body holds: as it came, decoded, and encoded for its record.
+_COPIES: Final = 3
+# What may be used: 4 × MAX_BODY_BYTES less this part of one, for all that is not counted here.
+_MARGIN: Final = 8
+# What one takes besides its encoding: a value of `symbols` at most, keys included; one in JSON that
+# is not in there; an entry.
+_VALUE_BYTES: Final = 96
+_JSON_VALUE_BYTES: Final = 48
+_ENTRY_BYTES: Final = 600
+# What else one takes in JSON, where its values have been counted; and a text outside of `symbols`.
+_JSON_ENTRY_BYTES: Final = 300
+_FIELD_BYTES: Final = 16
+# The parts that an entry may hold many of: a key that each has, and what one takes besides as much
+# as its encoding, in which every field is named.
 _PARTS: Final = (
-    (b"event_topic", 200),
-    (b"directive_id", 480),
-    (b"taker_ledger_delta", 320),
-    (b"balance_update_seq", 400),
+    (b"event_topic", 210),
+    (b"directive_id", 430),
+    (b"taker_ledger_delta", 250),
+    (b"balance_update_seq", 340),
 )
+# Text that is not ASCII takes this much more, and for each byte of it as much more again as the
+# second number says: up to U+FFFF two bytes a character and its UTF-8, beyond it four.
+_TEXT_BYTES: Final = 24
+_BROAD: Final = 2
+_WIDE: Final = 4
+_WIDE_LEADS: Final = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
+# Longer text is allowed nowhere; for the key of an unknown field the message is as large, and more.
+_LONG_TEXT_BYTES: Final = 4096
+_LONG: Final = 3
 # As much as a map header, the key `entries` and a list header take, in any spelling.
 _OPENING_BYTES: Final = 24
 _ARRAY_OF_MANY: Final = b"\xdd\xff\xff\xff\xff"
+_WEIGHED_TIMES: Final = 8
+_EMPTY: Final = b"\x80\x90\xc0\xc2\xc3"
+_ALONE: Final = re.compile(rb"[\x00-\x80\x90\xc0\xc2\xc3\xe0-\xff]+")
+_JSON_TEXT: Final = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"?', re.DOTALL)
+_JSON_WIDE: Final = re.compile(rb"\\u[dD][89abAB]")
 
 
 class _Digest(Struct, frozen=True, gc=False):
     symbols: Raw = Raw()
 
 
-class _Digests(Struct, gc=False):
-    """Of an entry, what may hold any number of values of any kind."""
+class _Event(Struct, gc=False):
+    event_topic: Raw = Raw()
+    event_key: Raw = Raw()
+    event_type: Raw = Raw()
 
+
+class _OutboxAppend(Struct, gc=False):
+    directive_id: Raw = Raw()
+    action_key: Raw = Raw()
+    idempotency_key: Raw = Raw()
+
+
+class _BalanceUpdate(Struct, gc=False):
+    reason: Raw = Raw()
+    reference_id: Raw = Raw()
+
+
+class _Withdrawal(Struct, gc=False):
+    request_id: Raw = Raw()
+
+
+class _Outlined(Struct, gc=False):
+    """Of an entry, what may hold any number of values of any kind, and what may hold text."""
+
+    command_type: Raw = Raw()
+    pre_digest: _Digest = _Digest()
+    post_digest: _Digest = _Digest()
+    events: list[_Event] = []
+    outbox_appends: list[_OutboxAppend] = []
+    cash_withdrawal_side_effect: _Withdrawal | None = None
+    balance_updates: list[_BalanceUpdate] = []
+
+    def texts(self) -> Iterator[Raw]:
+        """What is text, but for what is in `symbols`."""
+        yield self.command_type
+        for event in self.events:
+            yield from (event.event_topic, event.event_key, event.event_type)
+        for append in self.outbox_appends:
+            yield from (append.directive_id, append.action_key, append.idempotency_key)
+        if self.cash_withdrawal_side_effect is not None:
+            yield self.cash_withdrawal_side_effect.request_id
+        for update in self.balance_updates:
+            yield from (update.reason, update.reference_id)
+
+
+class _JsonOutlined(Struct, gc=False):
     pre_digest: _Digest = _Digest()
     post_digest: _Digest = _Digest()
 
 
 class _Outline(Struct):
-    entries: list[_Digests]
+    entries: list[_Outlined]
+
+
+class _JsonOutline(Struct):
+    entries: list[_JsonOutlined]
 
 
 class _Entries(Struct):
     entries: list[Raw]
 
 
-_EMPTY: Final = b"\x80\x90\xc0\xc2\xc3"
-_ALONE: Final = re.compile(rb"[\x00-\x80\x90\xc0\xc2\xc3\xe0-\xff]+")
-
 _outline: Final = msgspec.msgpack.Decoder(_Outline)
 _entries: Final = msgspec.msgpack.Decoder(_Entries)
+_json_outline: Final = msgspec.json.Decoder(_JsonOutline)
+_json_entries: Final = msgspec.json.Decoder(_Entries)
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def light_bytes(max_body_bytes: int) -> int:
@@ -85,73 +156,121 @@ def check_weight(
     """
     if is_light(body, max_body_bytes):
         return
+    room = _Room(4 * max_body_bytes - max_body_bytes // _MARGIN - _COPIES * len(body))
     if json:
-        _check_json(body, max_body_bytes // _JSON_VALUES)
+        _check_json(body, room, max_body_bytes)
         return
     count = _announced_entries(body)
     if count > max_entries:
         raise TooManyEntries(f"{count} entries; at most {max_entries} are allowed")
-    if len(body) > max_body_bytes // _LARGE_BODY:
-        _check_parts(body, max_body_bytes)
-    limit = max_body_bytes // _ENTRY_VALUES
-    # A value of any kind may also be in a wrong place, or hidden behind another of the same key.
-    for entry in _entries_of(body):
-        if len(entry) > max_body_bytes // _LIGHT_ENTRY and count_values(entry, limit) > limit:
-            raise _too_many(limit)
+    room.take(count * _ENTRY_BYTES)
+    room.take(sum(body.count(key) * size_bytes for key, size_bytes in _PARTS))
+    room.take(_weigh_large(body, room.left_bytes, max_body_bytes))
     try:
-        outline = _outline.decode(body).entries
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        entries = _outline.decode(body).entries
+    except _UNDECODABLE:
         # The decoder will find the fault too, but perhaps not before it has decoded the rest.
-        if count_values(body, limit) > limit:
-            raise _too_many(limit) from None
+        room.take(weigh(body, room.left_bytes))
         return
-    limit = max_body_bytes // _SYMBOLS_VALUES
-    symbols = _ARRAY_OF_MANY + b"".join(
-        [digest.symbols for each in outline for digest in (each.pre_digest, each.post_digest)]
-    )
-    if len(symbols) > max_body_bytes // _LIGHT_BODY and count_values(symbols, limit) > limit:
-        raise _too_many(limit)
+    symbols = [each.symbols for entry in entries for each in (entry.pre_digest, entry.post_digest)]
+    symbols_bytes = sum(map(len, symbols)) * _VALUE_BYTES
+    if symbols_bytes > room.left_bytes // 2:
+        symbols_bytes = weigh(_ARRAY_OF_MANY + b"".join(symbols), room.left_bytes)
+    room.take(symbols_bytes)
+    texts = _ARRAY_OF_MANY + b"".join([text for entry in entries for text in entry.texts()])
+    if len(texts) * _WIDE > room.left_bytes:
+        room.take(weigh(texts, room.left_bytes, _FIELD_BYTES))
 
 
-def _entries_of(body: bytes | bytearray) -> list[Raw]:
+def _weigh_large(body: bytes | bytearray, limit_bytes: int, max_body_bytes: int) -> int:
+    """What the heaviest entry takes: any value may be in a wrong place, or hidden behind another.
+
+    It is there until that is noticed, or the other one of its key is read. Weighing them all must
+    have an end too.
+    """
+    heaviest = total = 0
+    for entry in _entries_of(body, _entries):
+        if total > limit_bytes * _WEIGHED_TIMES:
+            break
+        if len(entry) > max_body_bytes // _LIGHT_ENTRY:
+            size_bytes = weigh(entry, limit_bytes)
+            heaviest = max(heaviest, size_bytes)
+            total += size_bytes
+    return max(heaviest, ceil(total / _WEIGHED_TIMES))
+
+
+class _Room:
+    """What a body may still take."""
+
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Raises `TooManyValues` when it is more than what is left."""
+        if size_bytes > self.left_bytes:
+            raise TooManyValues(
+                "more values, or text of more wide characters, in one request than it may hold: "
+                "they would take many times their size in memory; send it as several"
+            )
+        self.left_bytes -= size_bytes
+
+
+def _entries_of(
+    body: bytes | bytearray,
+    decoder: "msgspec.msgpack.Decoder[_Entries] | msgspec.json.Decoder[_Entries]",
+) -> list[Raw]:
     """The entries as they are; all of the body for one where it does not decode."""
     try:
-        return _entries.decode(body).entries
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decoder.decode(body).entries
+    except _UNDECODABLE:
         return [Raw(body)]
 
 
-def count_values(data: bytes | bytearray, limit: int) -> int:
-    """How many values some MessagePack holds, keys included; counting ends beyond `limit`.
+def weigh(data: bytes | bytearray | Raw, limit_bytes: int, value_bytes: int = _VALUE_BYTES) -> int:
+    """What the values of some MessagePack take decoded, keys included, besides their content.
 
-    Values of one byte, which an attack is made of, are counted by runs.
+    It ends beyond `limit_bytes`. Values of one byte, which an attack is made of, are counted by
+    runs.
     """
     view = memoryview(data)
-    count = at = 0
+    size_bytes = at = 0
     left = 1
-    while left and at < len(view) and count <= limit:
+    while left and at < len(view) and size_bytes <= limit_bytes:
         first = view[at]
         at += 1
         left -= 1
-        count += 1
+        size_bytes += value_bytes
         if first < 0x80 or first >= 0xE0 or first in _EMPTY:
-            if run := _ALONE.match(view, at, at + min(left, limit)):
-                count += run.end() - at
+            if run := _ALONE.match(view, at, at + min(left, limit_bytes // value_bytes)):
+                size_bytes += (run.end() - at) * value_bytes
                 left -= run.end() - at
                 at = run.end()
         elif first < 0xA0:
             left += first & 15 if first >= 0x90 else 2 * (first & 15)
         elif first < 0xC0:
-            at += first & 31
+            end = at + (first & 31)
+            size_bytes += _text_bytes(bytes(view[at:end]))
+            at = end
         else:
             length_bytes, rest = _LAYOUTS[first - 0xC0]
             length = int.from_bytes(view[at : at + length_bytes])
             at += length_bytes + rest
             if first < 0xDC:
+                if first >= 0xD9:
+                    size_bytes += _text_bytes(bytes(view[at : at + length]))
                 at += length
             else:
                 left += length if first < 0xDE else 2 * length
-    return count
+    return size_bytes
+
+
+def _text_bytes(text: bytes, *, escaped: bool = False) -> int:
+    """What a text takes besides as many bytes as its UTF-8, or its JSON if there are escapes."""
+    if text.isascii() and not escaped:
+        return 0
+    wide = any(lead in text for lead in _WIDE_LEADS) or (escaped and _JSON_WIDE.search(text))
+    size_bytes = len(text) * (_WIDE if wide else _BROAD)
+    return _TEXT_BYTES + (size_bytes if len(text) <= _LONG_TEXT_BYTES else size_bytes * _LONG)
 
 
 # Of the first bytes 0xc0 to 0xdf: the length of the length behind each, and what follows besides.
@@ -182,20 +301,28 @@ def _announced_entries(body: bytes | bytearray) -> int:
     return count
 
 
-def _check_json(body: bytes | bytearray, limit: int) -> None:
+def _check_json(body: bytes | bytearray, room: "_Room", max_body_bytes: int) -> None:
     """Each value but the first of a list or map has a comma before it; text may hold more."""
-    if sum(body.count(each) for each in (b",", b"[", b"{")) > limit:
-        raise _too_many(limit)
+    room.take(_count(body, b",[{") * _JSON_VALUE_BYTES)
+    if not body.isascii() or b"\\u" in body:
+        for text in _JSON_TEXT.finditer(body):
+            room.take(_text_bytes(text[1], escaped=b"\\u" in text[1]))
+    light = max_body_bytes // _LIGHT_ENTRY
+    large = [entry for entry in _entries_of(body, _json_entries) if len(entry) > light]
+    room.take(max(0, 0, *map(_weigh_json, large)))
+    try:
+        entries = _json_outline.decode(body).entries
+    except _UNDECODABLE:
+        room.take(_weigh_json(body))
+        return
+    room.take(len(entries) * _JSON_ENTRY_BYTES)
+    symbols = [each.symbols for entry in entries for each in (entry.pre_digest, entry.post_digest)]
+    room.take(_weigh_json(b"".join(symbols)))
 
 
-def _check_parts(body: bytes | bytearray, max_body_bytes: int) -> None:
-    limit = max_body_bytes * 3 // 2
-    if sum(body.count(key) * size_bytes for key, size_bytes in _PARTS) > limit:
-        raise _too_many(limit // _PARTS[0][1])
+def _weigh_json(data: bytes | bytearray | Raw) -> int:
+    return _count(bytes(data), b",:[{") * _VALUE_BYTES
 
 
-def _too_many(limit: int) -> TooManyValues:
-    return TooManyValues(
-        f"more than {limit} values in one request, which would take many times their size in "
-        "memory; send it as several"
-    )
+def _count(data: bytes | bytearray, signs: bytes) -> int:
+    return sum(data.count(sign) for sign in signs)

@@ -58,7 +58,7 @@ class Plan:
         self.first_command_id = first_command_id
         self.entries: list[Entry] = []
         self.keys: list[int] = []
-        self.packed: list[bytes] = []
+        self.packed: list[bytes | memoryview] = []
         # Keys of this record, which is not durable yet.
         self.pending: dict[int, int] = {}
         self.duplicates = 0
@@ -68,7 +68,7 @@ class Plan:
         """How much of the record the entries take."""
         return sum(map(len, self.packed))
 
-    def add(self, entries: list[Entry], keys: list[int], packed: bytes) -> Verdict:
+    def add(self, entries: list[Entry], keys: list[int], packed: bytes | memoryview) -> Verdict:
         """Take new entries into the record."""
         first = self.first_command_id + len(self.keys)
         self.pending.update(zip(keys, range(first, first + len(keys)), strict=True))

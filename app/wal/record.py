@@ -55,7 +55,10 @@ class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
 
 
 class PackedBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
-    """A group commit as it is written: `commands` is the array of all, packed already."""
+    """A group commit as it is written: `commands` is the array of all, packed already.
+
+    It may also be the header alone, where `encode_record` gets the packed commands.
+    """
 
     offset: int
     first_command_id: int
@@ -141,15 +144,24 @@ _OUTLINE: Final = compile_pattern(
     ),
     DOTALL,
 )
+_COMMANDS: Final = _encoder.encode("commands")
 _BATCH_FIELDS: Final = bytes([0x80 | 4 + len(_BLOCK_KEYS)])
 # How it ends when it is no block. What clients sent lies before; a block ends otherwise.
 _NO_BLOCK: Final = b"".join(_encoder.encode(key) + b"\xc0" for key in _BLOCK_KEYS)
 
 
-def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
-    """Frame `record`. Raises `InvariantError` when it is longer than any reader accepts."""
+def encode_record(
+    record: Genesis | PackedBatch | RawBatch, packed: Sequence[bytes | memoryview] = ()
+) -> bytearray:
+    """Frame `record`; `packed` are its commands in parts, each copied once.
+
+    Raises `InvariantError` when it is longer than any reader accepts.
+    """
     buffer = bytearray(FRAME_BYTES)
     _encoder.encode_into(record, buffer, FRAME_BYTES)
+    if isinstance(record, PackedBatch) and packed:
+        at = buffer.index(_COMMANDS) + len(_COMMANDS) + len(record.commands)
+        buffer = bytearray().join((buffer[:at], *packed, buffer[at:]))
     length = len(buffer) - FRAME_BYTES
     if length > MAX_PAYLOAD_BYTES:
         raise InvariantError(f"a record of {length} bytes; at most {MAX_PAYLOAD_BYTES} are allowed")

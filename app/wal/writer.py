@@ -14,14 +14,14 @@ from time import perf_counter
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from app import failpoints
 from app.chain.header import Delegation, Header, Roots
 from app.errors import DiskFull, RequestConflict, Unavailable
 from app.model.codec import PreparedRequest
 from app.model.entry import Entry
-from app.model.packing import pack_array
+from app.model.packing import array_header
 from app.wal.dedup import DuplicateIndex
 from app.wal.log import Log
 from app.wal.plan import Plan, Planner, Verdict
@@ -298,12 +298,12 @@ class WalWriter(Generic[Pending]):
         record = PackedBatch(
             offset=offset,
             first_command_id=plan.first_command_id,
-            commands=pack_array(len(plan.keys), plan.packed),
+            commands=Raw(array_header(len(plan.keys))),
         )
         if block is not None:
             record.header, record.roots = block.header, block.roots
             record.block_indices, record.authority = block.indices, block.authority
-        return offset, self._log.append(encode_record(record))
+        return offset, self._log.append(encode_record(record, plan.packed))
 
     def _outcome(
         self, request: PreparedRequest | None, verdict: Verdict | None, written: "_Written"

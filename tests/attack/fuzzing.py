@@ -53,7 +53,7 @@ def fuzz_request(data: bytes) -> None:
         prepared = _prepare(body, as_json=as_json)
     except RequestError:
         return
-    record = decode_record(_payload(len(prepared.entries), prepared.packed))
+    record = decode_record(_payload(len(prepared.entries), bytes(prepared.packed)))
     assert isinstance(record, Batch)
     content = [canonical_bytes(entry) for entry in prepared.entries]
     assert [canonical_bytes(entry) for entry in record.commands] == content

@@ -78,6 +78,18 @@ def withdrawal(wallet: str) -> dict[str, Any]:
     return msgpack_entry(cash_withdrawal_side_effect=effect)
 
 
+def event(topic: str, key: str = "k") -> dict[str, Any]:
+    return {"event_topic": topic, "event_key": key, "event_data": b"a", "event_type": "A"}
+
+
+def as_json(entry: dict[str, Any], *, escaped: bool = False) -> bytes:
+    content = {"entries": [entry]}
+    return json.dumps(content, ensure_ascii=escaped, separators=(",", ":")).encode()
+
+
+# Beyond U+FFFF: one is enough for Python to take four bytes for each character of a text.
+WIDE: Final = "\U0001f600"
+SHORT: Final = "x" * 36
 LONG: Final = "1" * (MAX_BODY_BYTES - 500)
 EVENT = msgpack.packb({"event_topic": "aa", "event_data": b"aa", "event_type": "Aa"})
 MANY = (MAX_BODY_BYTES - 20).to_bytes(4)
@@ -117,6 +129,35 @@ BOMBS: Final[dict[str, tuple[Callable[[], bytes], str, int]]] = {
         lambda: json.dumps({"entries": [json_entry(**{LONG: 1})]}).encode(), JSON, 422),
     "an unknown key of the body": (lambda: json.dumps({LONG: 1}).encode(), JSON, 422),
     "hex of any length for an address": (lambda: packed(withdrawal("0x" + LONG)), MSGPACK, 422),
+    "a wide name of an unknown field": (
+        lambda: packed(msgpack_entry(**{LONG + WIDE: 1})), MSGPACK, 413),
+    "a wide name of an unknown field, in json": (
+        lambda: as_json(json_entry(**{LONG + WIDE: 1})), JSON, 413),
+    "a wide text in symbols": (
+        lambda: packed(msgpack_entry(**symbols(LONG + WIDE))), MSGPACK, 413),
+    "a wide name in symbols": (
+        lambda: packed(msgpack_entry(pre_digest={"symbols": {LONG + WIDE: 1}})), MSGPACK, 413),
+    "a wide topic": (lambda: packed(msgpack_entry(events=[event(LONG + WIDE)])), MSGPACK, 413),
+    "a wide command_type": (lambda: packed(msgpack_entry(command_type=LONG + WIDE)), MSGPACK, 413),
+    "a wide command_type, in json": (
+        lambda: as_json(json_entry(command_type=LONG + WIDE)), JSON, 413),
+    "wide texts": (
+        lambda: packed(msgpack_entry(**symbols([SHORT + WIDE] * 348_000))), MSGPACK, 413),
+    "wide texts, in json": (
+        lambda: as_json(json_entry(**symbols([SHORT + WIDE] * 348_000))), JSON, 413),
+    "wide texts, escaped in json": (
+        lambda: as_json(json_entry(**symbols([SHORT + WIDE] * 310_000)), escaped=True), JSON, 413),
+    "wide texts in many entries": (
+        lambda: packed(*[msgpack_entry(**symbols([SHORT + WIDE] * 34))] * 9900), MSGPACK, 413),
+    "wide topics and keys of events": (
+        lambda: packed(
+            *[msgpack_entry(events=[event("t" * 200 + WIDE, "k" * 800 + WIDE)] * 15)] * 1000
+        ), MSGPACK, 413),
+    "short texts": (lambda: packed(msgpack_entry(**symbols([SHORT] * 348_000))), MSGPACK, 413),
+    "short texts, in json": (
+        lambda: as_json(json_entry(**symbols([SHORT] * 340_000))), JSON, 413),
+    "short texts in many entries": (
+        lambda: packed(*[msgpack_entry(**symbols(["x" * 30] * 5200))] * 100), MSGPACK, 413),
 }  # fmt: skip
 
 
@@ -147,7 +188,10 @@ def test_what_gzip_hides_is_never_unpacked_beyond_the_limit(
     assert memory.extra_bytes <= 4 * MAX_BODY_BYTES
 
 
-@pytest.mark.parametrize("name", ["empty maps in symbols", "numbers in symbols", "one long text"])
+@pytest.mark.parametrize(
+    "name",
+    ["empty maps in symbols", "numbers in symbols", "one long text", "wide texts, escaped in json"],
+)
 def test_what_gzip_hides_takes_no_more_than_four_times_the_limit(
     service: Service, client: httpx.Client, name: str
 ) -> None:
@@ -165,15 +209,16 @@ def test_honest_bodies_of_nearly_the_limit_are_taken(
     service: Service, client: httpx.Client, entries: int, encoding: str
 ) -> None:
     """In a few large entries, or in as many as may be; compressed it is hardly smaller."""
-    data = randbytes(MIB if entries == 15 else 1400)
+    data = randbytes(MIB if entries == 15 else 1200)
     body = packed(
         *(
             msgpack_entry(
                 command_data=data,
                 events=[
-                    {"event_topic": "fills", "event_data": b"\x80" * 20, "event_type": "Filled"}
+                    {"event_topic": "fills", "event_data": b"\x80" * 20, "event_type": "Filled"},
+                    event("заказы", f"№ 7 {WIDE}"),
                 ],
-                pre_digest={"next_order_id": 7, "symbols": {"BTC": 1}},
+                pre_digest={"next_order_id": 7, "symbols": {"BTC": {"имя": f"монета {WIDE}"}}},
             )
             for _ in range(entries)
         )

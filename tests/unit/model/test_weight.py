@@ -1,6 +1,7 @@
 """What a body would cost in memory is told before it is decoded."""
 
 import json
+import sys
 from typing import Any
 
 import msgpack
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import InvalidEntries, TooManyEntries, TooManyValues
-from app.model.weight import check_weight, count_values
+from app.model.weight import check_weight, weigh
 from tests.support.http_entries import json_entry, msgpack_entry, packed
 from tests.support.journal_entries import make_event, make_full_entry
 from tests.support.wire_forms import to_msgpack
@@ -18,6 +19,7 @@ MIB = 1 << 20
 MAX_BODY_BYTES = 4 * MIB
 MAX_ENTRIES = 10_000
 EVENT = {"event_topic": "t", "event_data": b"", "event_type": "A"}
+VALUE_BYTES = 96
 PLACE = "PLACE"
 
 
@@ -45,34 +47,46 @@ values = st.recursive(
 )  # fmt: skip
 
 
-def counted(value: Any) -> int:
+def weighed(value: Any) -> int:
     if isinstance(value, dict):
-        return 1 + sum(counted(key) + counted(item) for key, item in value.items())
-    return 1 + sum(map(counted, value)) if isinstance(value, list) else 1
+        return VALUE_BYTES + sum(weighed(key) + weighed(item) for key, item in value.items())
+    if isinstance(value, list):
+        return VALUE_BYTES + sum(map(weighed, value))
+    if not isinstance(value, str) or value.isascii():
+        return VALUE_BYTES
+    return VALUE_BYTES + 24 + len(value.encode()) * (4 if max(value) > "\uffff" else 2)
 
 
 @settings(max_examples=50)
 @given(values)
-def test_values_are_counted_as_another_decoder_sees_them(value: Any) -> None:
-    assert count_values(msgpack.packb(value), 10_000) == counted(value)
+def test_values_are_weighed_as_another_decoder_sees_them(value: Any) -> None:
+    assert weigh(msgpack.packb(value), 10**6) == weighed(value)
 
 
 @pytest.mark.parametrize("size", [2**16, 2**16 + 7, 300])
 @pytest.mark.parametrize("value", [b"x", "x", [None]])
-def test_long_values_are_counted_too(value: Any, size: int) -> None:
+def test_long_values_are_weighed_too(value: Any, size: int) -> None:
     data = msgpack.packb([value * size, 1])
-    assert count_values(data, 10**6) == counted([value * size, 1])
+    assert weigh(data, 10**8) == weighed([value * size, 1])
 
 
-def test_counting_ends_at_the_limit_and_at_the_end_of_what_lies_about_its_length() -> None:
-    assert 100 < count_values(b"\xdd\xff\xff\xff\xff" + b"\x80" * MIB, 100) < MIB
-    assert count_values(b"\xdd\xff\xff\xff\xff\x80\x80", 100) == 3
-    assert count_values(b"\xc6\xff\xff\xff\xff\x80\x80", 100) == 1
+@given(st.text(max_size=40))
+def test_text_takes_no_more_than_it_is_weighed(text: str) -> None:
+    """Python keeps the UTF-8 of what is not ASCII besides, once somebody asked for it."""
+    size_bytes = len(text.encode())
+    kept = 0 if text.isascii() else size_bytes + 1
+    assert sys.getsizeof(text) + kept <= size_bytes + weigh(msgpack.packb(text), 10**6)
+
+
+def test_weighing_ends_at_the_limit_and_at_the_end_of_what_lies_about_its_length() -> None:
+    assert 1000 < weigh(b"\xdd\xff\xff\xff\xff" + b"\x80" * MIB, 1000) < 3000
+    assert weigh(b"\xdd\xff\xff\xff\xff\x80\x80", 1000) == 3 * VALUE_BYTES
+    assert weigh(b"\xc6\xff\xff\xff\xff\x80\x80", 1000) == VALUE_BYTES
 
 
 @given(st.binary(max_size=100))
-def test_counting_takes_any_bytes(data: bytes) -> None:
-    assert 0 <= count_values(data, 50) <= 101
+def test_weighing_takes_any_bytes(data: bytes) -> None:
+    assert 0 <= weigh(data, 5000) <= 11_000
 
 
 @pytest.mark.parametrize(
@@ -133,7 +147,7 @@ def full_entry(events: int = 2) -> Any:
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(b"\x81\xa7entries\xdc\x05\xdc" + to_msgpack(full_entry()) * 1500, id="full"),
+        pytest.param(b"\x81\xa7entries\xdc\x05\x14" + to_msgpack(full_entry()) * 1300, id="full"),
         pytest.param(many(to_msgpack(full_entry(50)), 100, more=PLACE), id="nested anyhow"),
         pytest.param(packed(*[msgpack_entry(command_data=bytes(MIB))] * 3), id="large fields"),
         pytest.param(many(b"\x80", MAX_BODY_BYTES // 32 - 200, **symbols(PLACE)), id="light"),

@@ -13,7 +13,7 @@ from msgspec import Raw
 from app.chain.header import Delegation, Header, Roots
 from app.errors import InvariantError
 from app.model.codec import canonical_bytes, pack
-from app.model.packing import pack_array
+from app.model.packing import array_header, pack_array
 from app.wal import record
 from app.wal.record import (
     FRAME_BYTES,
@@ -68,6 +68,8 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     batch = PackedBatch(offset=offset, first_command_id=9, commands=array)
     data = bytes(encode_record(batch))
     assert data == encode_record(RawBatch(offset=offset, first_command_id=9, commands=bodies))
+    batch.commands = Raw(array_header(len(commands)))
+    assert data == encode_record(batch, [pack([entry]) for entry in commands])
     payload = data[FRAME_BYTES:]
     assert data == frame(payload)
     content = msgpack.unpackb(payload)
