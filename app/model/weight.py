@@ -24,11 +24,11 @@ _LIGHT_ENTRY: Final = 1024
 # How often there is what a body holds: as it came, decoded, and encoded for its record.
 _COPIES: Final = 3
 # What may be used: 4 × MAX_BODY_BYTES less this part of one, for all that is not counted here.
-_MARGIN: Final = 8
+_MARGIN: Final = 4
 # What one takes besides its encoding: a value of `symbols` at most, keys included; one in JSON that
 # is not in there; an entry.
 _VALUE_BYTES: Final = 96
-_JSON_VALUE_BYTES: Final = 48
+_JSON_VALUE_BYTES: Final = 56
 _ENTRY_BYTES: Final = 600
 # What else one takes in JSON, where its values have been counted; and a text outside of `symbols`.
 _JSON_ENTRY_BYTES: Final = 300
@@ -38,7 +38,7 @@ _FIELD_BYTES: Final = 16
 _PARTS: Final = (
     (b"event_topic", 210),
     (b"directive_id", 430),
-    (b"taker_ledger_delta", 250),
+    (b"taker_ledger_delta", 330),
     (b"balance_update_seq", 340),
 )
 # Text that is not ASCII takes this much more, and for each byte of it as much more again as the
@@ -50,6 +50,7 @@ _WIDE_LEADS: Final = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
 # Longer text is allowed nowhere; for the key of an unknown field the message is as large, and more.
 _LONG_TEXT_BYTES: Final = 4096
 _LONG: Final = 3
+_TEXT_MOST: Final = _WIDE * _LONG
 # As much as a map header, the key `entries` and a list header take, in any spelling.
 _OPENING_BYTES: Final = 24
 _ARRAY_OF_MANY: Final = b"\xdd\xff\xff\xff\xff"
@@ -91,13 +92,25 @@ class _Outlined(Struct, gc=False):
     command_type: Raw = Raw()
     pre_digest: _Digest = _Digest()
     post_digest: _Digest = _Digest()
-    events: list[_Event] = []
-    outbox_appends: list[_OutboxAppend] = []
+    events: tuple[_Event, ...] = ()
+    outbox_appends: tuple[_OutboxAppend, ...] = ()
     cash_withdrawal_side_effect: _Withdrawal | None = None
-    balance_updates: list[_BalanceUpdate] = []
+    balance_updates: tuple[_BalanceUpdate, ...] = ()
 
-    def texts(self) -> Iterator[Raw]:
-        """What is text, but for what is in `symbols`."""
+    def most_bytes(self) -> int:
+        """What it may take, told from lengths alone."""
+        symbols_bytes = len(self.pre_digest.symbols) + len(self.post_digest.symbols)
+        return symbols_bytes * _VALUE_BYTES + sum(map(len, self._texts())) * _TEXT_MOST
+
+    def weigh(self, limit_bytes: int) -> int:
+        """What it takes; it ends beyond `limit_bytes`."""
+        symbols = b"".join((self.pre_digest.symbols, self.post_digest.symbols))
+        texts = b"".join(self._texts())
+        return _weigh_all(symbols, limit_bytes, _VALUE_BYTES) + _weigh_all(
+            texts, limit_bytes, _FIELD_BYTES
+        )
+
+    def _texts(self) -> Iterator[Raw]:
         yield self.command_type
         for event in self.events:
             yield from (event.event_topic, event.event_key, event.event_type)
@@ -114,10 +127,6 @@ class _JsonOutlined(Struct, gc=False):
     post_digest: _Digest = _Digest()
 
 
-class _Outline(Struct):
-    entries: list[_Outlined]
-
-
 class _JsonOutline(Struct):
     entries: list[_JsonOutlined]
 
@@ -126,7 +135,7 @@ class _Entries(Struct):
     entries: list[Raw]
 
 
-_outline: Final = msgspec.msgpack.Decoder(_Outline)
+_outlined: Final = msgspec.msgpack.Decoder(_Outlined)
 _entries: Final = msgspec.msgpack.Decoder(_Entries)
 _json_outline: Final = msgspec.json.Decoder(_JsonOutline)
 _json_entries: Final = msgspec.json.Decoder(_Entries)
@@ -165,34 +174,29 @@ def check_weight(
         raise TooManyEntries(f"{count} entries; at most {max_entries} are allowed")
     room.take(count * _ENTRY_BYTES)
     room.take(sum(body.count(key) * size_bytes for key, size_bytes in _PARTS))
-    room.take(_weigh_large(body, room.left_bytes, max_body_bytes))
+    raws = _entries_of(body, _entries)
+    room.take(_weigh_large(raws, room.left_bytes, max_body_bytes // _LIGHT_ENTRY))
     try:
-        entries = _outline.decode(body).entries
+        # One after the other: all outlines together would be larger than what they tell about.
+        if sum(_outlined.decode(raw).most_bytes() for raw in raws) > room.left_bytes:
+            for raw in raws:
+                room.take(_outlined.decode(raw).weigh(room.left_bytes))
     except _UNDECODABLE:
         # The decoder will find the fault too, but perhaps not before it has decoded the rest.
         room.take(weigh(body, room.left_bytes))
-        return
-    symbols = [each.symbols for entry in entries for each in (entry.pre_digest, entry.post_digest)]
-    symbols_bytes = sum(map(len, symbols)) * _VALUE_BYTES
-    if symbols_bytes > room.left_bytes // 2:
-        symbols_bytes = weigh(_ARRAY_OF_MANY + b"".join(symbols), room.left_bytes)
-    room.take(symbols_bytes)
-    texts = _ARRAY_OF_MANY + b"".join([text for entry in entries for text in entry.texts()])
-    if len(texts) * _WIDE > room.left_bytes:
-        room.take(weigh(texts, room.left_bytes, _FIELD_BYTES))
 
 
-def _weigh_large(body: bytes | bytearray, limit_bytes: int, max_body_bytes: int) -> int:
+def _weigh_large(entries: list[Raw], limit_bytes: int, light_bytes: int) -> int:
     """What the heaviest entry takes: any value may be in a wrong place, or hidden behind another.
 
     It is there until that is noticed, or the other one of its key is read. Weighing them all must
     have an end too.
     """
     heaviest = total = 0
-    for entry in _entries_of(body, _entries):
+    for entry in entries:
         if total > limit_bytes * _WEIGHED_TIMES:
             break
-        if len(entry) > max_body_bytes // _LIGHT_ENTRY:
+        if len(entry) > light_bytes:
             size_bytes = weigh(entry, limit_bytes)
             heaviest = max(heaviest, size_bytes)
             total += size_bytes
@@ -232,7 +236,7 @@ def weigh(data: bytes | bytearray | Raw, limit_bytes: int, value_bytes: int = _V
     It ends beyond `limit_bytes`. Values of one byte, which an attack is made of, are counted by
     runs.
     """
-    view = memoryview(data)
+    view = data if isinstance(data, bytes) else memoryview(data)
     size_bytes = at = 0
     left = 1
     while left and at < len(view) and size_bytes <= limit_bytes:
@@ -262,6 +266,11 @@ def weigh(data: bytes | bytearray | Raw, limit_bytes: int, value_bytes: int = _V
             else:
                 left += length if first < 0xDE else 2 * length
     return size_bytes
+
+
+def _weigh_all(values: bytes, limit_bytes: int, value_bytes: int) -> int:
+    """Likewise for values one after another."""
+    return weigh(_ARRAY_OF_MANY + values, limit_bytes + value_bytes, value_bytes) - value_bytes
 
 
 def _text_bytes(text: bytes, *, escaped: bool = False) -> int:
