@@ -21,8 +21,10 @@ from app.errors import InvalidEntries, TooManyEntries, TooManyValues
 # Each divides MAX_BODY_BYTES; what is no larger is light. A byte takes a hundred at most.
 _LIGHT_BODY: Final = 32
 _LIGHT_ENTRY: Final = 1024
-# How often there is what a body holds: as it came, decoded, and encoded for its record.
-_COPIES: Final = 3
+# How often there is what a body holds: as it came, decoded, and encoded for its record; of JSON,
+# while it is encoded, more of it.
+_COPIES: Final = 3.0
+_JSON_COPIES: Final = 3.5
 # What may be used: 4 × MAX_BODY_BYTES less this part of one, for all that is not counted here.
 _MARGIN: Final = 4
 # What one takes besides its encoding: a value of `symbols` at most, keys included; one in JSON that
@@ -37,8 +39,8 @@ _FIELD_BYTES: Final = 16
 # as its encoding, in which every field is named.
 _PARTS: Final = (
     (b"event_topic", 210),
-    (b"directive_id", 430),
-    (b"taker_ledger_delta", 330),
+    (b"directive_id", 470),
+    (b"taker_ledger_delta", 450),
     (b"balance_update_seq", 340),
 )
 # Text that is not ASCII takes this much more, and for each byte of it as much more again as the
@@ -165,7 +167,8 @@ def check_weight(
     """
     if is_light(body, max_body_bytes):
         return
-    room = _Room(4 * max_body_bytes - max_body_bytes // _MARGIN - _COPIES * len(body))
+    copies_bytes = int(len(body) * (_JSON_COPIES if json else _COPIES))
+    room = _Room(4 * max_body_bytes - max_body_bytes // _MARGIN - copies_bytes)
     if json:
         _check_json(body, room, max_body_bytes)
         return
