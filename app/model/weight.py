@@ -40,7 +40,7 @@ _FIELD_BYTES: Final = 16
 _PARTS: Final = (
     (b"event_topic", 210),
     (b"directive_id", 470),
-    (b"taker_ledger_delta", 450),
+    (b"taker_ledger_delta", 400),
     (b"balance_update_seq", 340),
 )
 # Text that is not ASCII takes this much more, and for each byte of it as much more again as the

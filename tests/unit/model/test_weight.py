@@ -147,7 +147,7 @@ def full_entry(events: int = 2) -> Any:
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(b"\x81\xa7entries\xdc\x05\x14" + to_msgpack(full_entry()) * 1300, id="full"),
+        pytest.param(b"\x81\xa7entries\xdc\x04\xb0" + to_msgpack(full_entry()) * 1200, id="full"),
         pytest.param(many(to_msgpack(full_entry(50)), 100, more=PLACE), id="nested anyhow"),
         pytest.param(packed(*[msgpack_entry(command_data=bytes(MIB))] * 3), id="large fields"),
         pytest.param(many(b"\x80", MAX_BODY_BYTES // 32 - 200, **symbols(PLACE)), id="light"),
