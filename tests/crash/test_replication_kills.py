@@ -20,9 +20,9 @@ from tests.support.service import Service
 from tests.support.table_audit import assert_progress_is_of_one_transaction_with_its_rows
 from tests.support.waiting import wait_for
 
-LIVES = 10
-KILLS_A_LIFE = 2
-CRASHES = 6
+LIVES = 5
+KILLS_A_LIFE = 4
+CRASHES = 4
 # In mid-COPY; before Postgres has the COMMIT; after it has committed, before it could say so.
 CUTS: Final[list[Callable[[ThreadedProxy], None]]] = [
     lambda proxy: proxy.drop_after(b'COPY "engine_events"'),

@@ -19,6 +19,9 @@ from tests.support.loaded import Attach, LoadedService
 from tests.support.waiting import wait_for
 
 _COMMAND: Final = "from app.cli import main; main()"
+# Without the compiled hashing, as where the extra `bulk` is not installed: to load it takes longer
+# than most of what is done with it here.
+_SERVE: Final = f"import sys; sys.modules['numba'] = None; {_COMMAND}"
 _REPLICATION: Final = "app.replication.process"
 
 
@@ -102,7 +105,7 @@ class Service:
             return self._process
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-c", _COMMAND, "serve"],
+                [*self.wrapper, sys.executable, "-c", _SERVE, "serve"],
                 env=environ,
                 stderr=log,
                 stdout=log,
