@@ -313,7 +313,7 @@ def _announced_entries(body: bytes | bytearray) -> int:
     return count
 
 
-def _check_json(body: bytes | bytearray, room: "_Room", max_body_bytes: int) -> None:
+def _check_json(body: bytes | bytearray, room: _Room, max_body_bytes: int) -> None:
     """Each value but the first of a list or map has a comma before it; text may hold more."""
     room.take(_count(body, b",[{") * _JSON_VALUE_BYTES)
     if not body.isascii() or b"\\u" in body:
@@ -321,7 +321,7 @@ def _check_json(body: bytes | bytearray, room: "_Room", max_body_bytes: int) -> 
             room.take(_text_bytes(text[1], escaped=b"\\u" in text[1]))
     light = max_body_bytes // _LIGHT_ENTRY
     large = [entry for entry in _entries_of(body, _json_entries) if len(entry) > light]
-    room.take(max(0, 0, *map(_weigh_json, large)))
+    room.take(max(map(_weigh_json, large), default=0))
     try:
         entries = _json_outline.decode(body).entries
     except _UNDECODABLE:

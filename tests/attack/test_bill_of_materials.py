@@ -53,6 +53,9 @@ def test_the_one_of_the_lock_names_every_package_of_the_image_and_no_other(proje
     run(project, "make", "--assume-old=.venv-tools/stamp", "sbom")
     bill = project / "dist" / "journal.cdx.json"
     assert components(bill) == locked(IMAGE_LOCK)
+    first = bill.read_bytes()
+    run(project, "make", "--assume-old=.venv-tools/stamp", "sbom")
+    assert bill.read_bytes() == first, "it is another one each time"
 
 
 def test_the_one_in_the_image_names_every_package_that_is_installed(project: Path) -> None:

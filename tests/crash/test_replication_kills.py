@@ -22,7 +22,7 @@ from tests.support.waiting import wait_for
 
 LIVES = 5
 KILLS_A_LIFE = 4
-CRASHES = 4
+CRASHES = 6
 # In mid-COPY; before Postgres has the COMMIT; after it has committed, before it could say so.
 CUTS: Final[list[Callable[[ThreadedProxy], None]]] = [
     lambda proxy: proxy.drop_after(b'COPY "engine_events"'),
