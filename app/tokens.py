@@ -6,6 +6,7 @@ what 256 random bits hash to can't be searched for, so a slow hash would only sl
 
 import math
 import os
+import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from app.wal.files import FileSystem, write_new_file
 
 PREFIX: Final = "journal_"
 MAX_FILE_BYTES: Final = 1 << 20
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 _TOKEN_BYTES: Final = 32
 _ID_DIGITS: Final = 12
 _ALLOWED: Final = (
@@ -45,10 +47,10 @@ class Scope(StrEnum):
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
-class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One token as the file has it. Tokens of one name are of one holder: rotation has two."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
+    name: Annotated[str, Meta(pattern=_NAME)]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     scopes: Annotated[list[Scope], Meta(min_length=1)]
     created: Moment
@@ -86,12 +88,29 @@ def id_of(digest: str) -> str:
     return digest[:_ID_DIGITS]
 
 
+def check_holder(holder: str) -> None:
+    """Refuse a name that no file of tokens may hold. Raises `SettingsError`."""
+    if not re.match(_NAME, holder):
+        raise SettingsError(
+            f"NAME={holder!r}: 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-' are allowed, of which "
+            "the first is a letter or a digit"
+        )
+
+
 def read_tokens(name: str, path: Path) -> list[Token]:
     """Read a tokens file; `name` is what errors call it.
 
     It must be as `read_secret` wants it: nobody else may add a token. Raises `SettingsError`.
     """
-    content = read_secret(name, path, MAX_FILE_BYTES)
+    return _decoded(name, path, read_secret(name, path, MAX_FILE_BYTES))
+
+
+def _decoded(name: str, path: Path, content: Secret) -> list[Token]:
+    """The tokens of a file that holds `content`: what is read and what is written pass here."""
+    size_bytes = len(content.reveal())
+    if size_bytes > MAX_FILE_BYTES:
+        allowed = f"{MAX_FILE_BYTES} are allowed: `journal tokens revoke` makes room"
+        refuse(name, path, f"would have {size_bytes} bytes", allowed)
     try:
         tokens = msgspec.json.decode(content.reveal(), type=_File).tokens
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -105,10 +124,17 @@ def read_tokens(name: str, path: Path) -> list[Token]:
 
 
 def write_tokens(name: str, path: Path, tokens: Sequence[Token]) -> None:
-    """Replace a tokens file, atomically and durably. Raises `SettingsError`."""
-    body = msgspec.json.format(msgspec.json.encode(_File(list(tokens))), indent=2)
+    """Replace a tokens file, atomically and durably, with one that `read_tokens` takes.
+
+    Raises `SettingsError`, and changes nothing then.
+    """
+    compact = msgspec.json.encode(_File(list(tokens)))
+    body = msgspec.json.format(compact, indent=2) + b"\n"
+    if len(body) > MAX_FILE_BYTES:
+        body = compact  # to revoke a token of a large file must not fail for its layout
+    _decoded(name, path, Secret(body))
     try:
-        write_new_file(FileSystem(), path, body + b"\n")
+        write_new_file(FileSystem(), path, body)
     except OSError as error:
         refuse(name, path, why_not_opened(error), "a file in a directory of yours is allowed")
 

@@ -15,6 +15,7 @@ from app.settings import setting_name
 from app.tokens import (
     Scope,
     Token,
+    check_holder,
     digest_of,
     new_token,
     read_tokens,
@@ -70,6 +71,7 @@ def new(
     TOKENS_FILE is made where it is not there. The token goes to standard output, so that it can go
     to a file: `(umask 077; journal tokens new engine --scope write > engine.token)`.
     """
+    check_holder(name)
     path = _path(options)
     now = datetime.now(UTC).replace(microsecond=0)
     secret = new_token()
@@ -128,12 +130,12 @@ def revoke(which: str, **options: str | bool | None) -> None:
     path = _path(options)
     with sole_writer(path):
         held = read_tokens(_SETTING, path)
-        kept = [token for token in held if which not in (token.name, token.id)]
-        if len(kept) == len(held):
+        revoked = [token.id for token in held if which in (token.name, token.id)]
+        if not revoked:
             raise SettingsError(f"no token is {which!r}; `journal tokens list` shows what there is")
+        kept = [token for token in held if which not in (token.name, token.id)]
         write_tokens(_SETTING, path, kept)
-    revoked = ", ".join(token.id for token in held if token not in kept)
-    click.echo(f"revoked {revoked}; {_RELOAD}")
+    click.echo(f"revoked {', '.join(revoked)}; {_RELOAD}")
 
 
 def _path(options: dict[str, str | bool | None]) -> Path:

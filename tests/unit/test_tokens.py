@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from app.cli import main
 from app.errors import SettingsError
-from app.tokens import PREFIX, Scope, read_tokens
+from app.tokens import MAX_FILE_BYTES, PREFIX, Scope, id_of, read_tokens
 from tests.support.bearer_tokens import NAME, TokensFile
 
 
@@ -110,6 +110,48 @@ def test_no_change_gets_lost_when_several_are_made_at_once(path: Path) -> None:
     with ThreadPoolExecutor(len(names)) as executor:
         list(executor.map(make, names))
     assert {token["name"] for token in held(path)} == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("trading engine", id="space"),
+        pytest.param("alice@example.com", id="at-sign"),
+        pytest.param("ops/prom", id="slash"),
+        pytest.param("ключ", id="cyrillic"),
+        pytest.param("engine\n", id="line-break"),
+        pytest.param(".engine", id="dot-first"),
+        pytest.param("e" * 65, id="too-long"),
+    ],
+)
+def test_a_name_that_the_file_may_not_hold_is_refused_before_it_is_written(
+    path: Path, name: str
+) -> None:
+    new(path, "e" * 64, "--scope", "read")
+    before = path.read_bytes()
+    result = run(path, "new", "--scope", "write", "--", name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"journal: NAME={name!r}: 1 to 64 of A-Z")
+    assert result.stderr.count("\n") == 1
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_would_be_too_large_to_read_again_is_not_written(path: Path) -> None:
+    each = len(json.dumps(GOOD, separators=(",", ":"))) + 1
+    digests = [f"{number:012x}{0:052x}" for number in range(MAX_FILE_BYTES // each)]
+    tokens = [GOOD | {"sha256": digest} for digest in digests]
+    path.write_text(json.dumps({"tokens": tokens}, separators=(",", ":")))
+    path.chmod(0o600)
+    before = path.read_bytes()
+    result = run(path, "new", "engine", "--scope", "write")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"journal: {NAME}='{path}': would have ")
+    assert f"{MAX_FILE_BYTES} are allowed" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert path.read_bytes() == before
+    assert run(path, "revoke", id_of(digests[-1])).exit_code == 0
+    assert len(read_tokens(NAME, path)) == len(digests) - 1
 
 
 GOOD = {"name": "a", "sha256": "0" * 64, "scopes": ["read"], "created": "2026-01-01T00:00:00Z"}
