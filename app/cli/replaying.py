@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from app.cli.credentials import Credentials, connect, service_options
+from app.cli.durations import Duration
 from app.client import JournalClient, Retry
 from app.errors import OperatingError
 from app.replay import FeedFile, ReplayPlan, Tally
@@ -42,7 +43,7 @@ _INTERRUPTED = 130
 @click.option(
     "--give-up-after",
     "give_up_after_s",
-    type=click.FloatRange(min=0),
+    type=Duration(min=0),
     default=60.0,
     show_default=True,
     help="Seconds a request is tried for, through restarts of the service.",

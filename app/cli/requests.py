@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from app.cli.credentials import Credentials, connect, service_options
+from app.cli.durations import Duration
 from app.client import JSON, JournalClient, Retry
 
 
@@ -17,7 +18,7 @@ from app.client import JSON, JournalClient, Retry
 @click.option(
     "--give-up-after",
     "give_up_after_s",
-    type=click.FloatRange(min=0),
+    type=Duration(min=0),
     default=30.0,
     show_default=True,
     help="Seconds to keep trying while the service can't be reached or has no room.",
@@ -40,7 +41,7 @@ def post(url: str, credentials: Credentials, give_up_after_s: float, file: Binar
 @service_options
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(min=0),
+    type=Duration(min=0),
     default=30.0,
     show_default=True,
     help="How long the service may wait.",

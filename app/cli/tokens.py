@@ -9,6 +9,7 @@ from typing import Final
 import click
 from msgspec.structs import replace
 
+from app.cli.durations import Duration
 from app.cli.options import settings_of, settings_options
 from app.errors import SettingsError
 from app.settings import setting_name
@@ -25,6 +26,7 @@ from app.tokens import (
 
 _SETTING: Final = setting_name("tokens_file")
 _RELOAD: Final = "a running service takes it in on SIGHUP"
+_MAX_DAYS: Final = 36500
 
 
 @click.group()
@@ -46,14 +48,14 @@ def tokens() -> None:
     help="write: POST /entries and /flush. read: everything else. admin: both. May be repeated.",
 )
 @click.option(
-    "--expires-days", type=click.FloatRange(0, min_open=True), help="How long it is good."
+    "--expires-days", type=Duration(0, _MAX_DAYS, min_open=True), help="How long it is good."
 )
 @click.option(
     "--entries-per-s", type=click.IntRange(1, 10**9), help="Quota: entries per second, over time."
 )
 @click.option(
     "--overlap-hours",
-    type=click.FloatRange(0),
+    type=Duration(0, _MAX_DAYS * 24),
     help="Rotate: the tokens that NAME has stay good for so long. The new one gets their scopes "
     "and quota, where none are given.",
 )

@@ -124,6 +124,20 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(arguments: list[str], named: 
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["flush", "--timeout-s", "nan"],
+        ["post", "--give-up-after", "nan", "-"],
+        ["replay", "--give-up-after", "nan", __file__],
+    ],
+)
+def test_a_time_that_is_no_number_is_refused(arguments: list[str]) -> None:
+    result = run(*arguments, "--url", "http://127.0.0.1:1", input='{"entries": []}')
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[1]}': 'nan' is not a number" in result.stderr
+
+
 def test_a_setting_that_does_not_exist_is_not_ignored(environ: dict[str, str]) -> None:
     environ["JOURNAL_WAL_TAYL"] = "strict"
     result = run("serve")

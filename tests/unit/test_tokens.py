@@ -137,6 +137,24 @@ def test_a_name_that_the_file_may_not_hold_is_refused_before_it_is_written(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("days", ["1e7", "1e300", "inf", "nan", "-1", "0"])
+def test_an_expiry_that_no_calendar_has_is_refused(path: Path, days: str) -> None:
+    result = run(path, "new", "engine", "--scope", "write", "--expires-days", days)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Invalid value for '--expires-days': " in result.stderr
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("hours", ["1e7", "1e300", "inf", "nan", "-1"])
+def test_an_overlap_that_no_calendar_has_is_refused(path: Path, hours: str) -> None:
+    new(path, "engine", "--scope", "write")
+    before = path.read_bytes()
+    result = run(path, "new", "engine", "--overlap-hours", hours)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Invalid value for '--overlap-hours': " in result.stderr
+    assert path.read_bytes() == before
+
+
 def test_a_file_that_would_be_too_large_to_read_again_is_not_written(path: Path) -> None:
     each = len(json.dumps(GOOD, separators=(",", ":"))) + 1
     digests = [f"{number:012x}{0:052x}" for number in range(MAX_FILE_BYTES // each)]
