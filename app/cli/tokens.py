@@ -27,6 +27,8 @@ from app.tokens import (
 _SETTING: Final = setting_name("tokens_file")
 _RELOAD: Final = "a running service takes it in on SIGHUP"
 _MAX_DAYS: Final = 36500
+# So long `list` shows that they were there.
+_EXPIRED_KEPT: Final = timedelta(days=30)
 
 
 @click.group()
@@ -71,7 +73,8 @@ def new(
     """Make a token for the holder NAME and print it, this once.
 
     TOKENS_FILE is made where it is not there. The token goes to standard output, so that it can go
-    to a file: `(umask 077; journal tokens new engine --scope write > engine.token)`.
+    to a file: `(umask 077; journal tokens new engine --scope write > engine.token)`. Tokens that
+    expired more than 30 days ago are removed from TOKENS_FILE.
     """
     check_holder(name)
     path = _path(options)
@@ -96,7 +99,9 @@ def new(
             entries_per_s=entries_per_s or (before[-1].entries_per_s if before else None),
         )
         end = now + timedelta(hours=overlap_hours or 0)
-        write_tokens(_SETTING, path, [*(_ending(each, before, end) for each in held), token])
+        oldest = (now - _EXPIRED_KEPT).timestamp()
+        kept = [_ending(each, before, end) for each in held if each.expires_at_s >= oldest]
+        write_tokens(_SETTING, path, [*kept, token])
     click.echo(secret.reveal().decode())
     click.echo(f"token {token.id} of {name!r}; {_RELOAD}", err=True)
 

@@ -82,6 +82,16 @@ def test_a_rotation_lets_the_old_token_overlap_and_keeps_scopes_and_quota(path: 
     assert read_tokens(NAME, path)[0] == old
 
 
+def test_a_new_token_removes_those_that_expired_long_ago(path: Path) -> None:
+    file, day_s = TokensFile(path), 24 * 3600
+    file.add("long-ago", Scope.READ, expires_in_s=-30 * day_s - 3600)
+    file.add("of-late", Scope.READ, expires_in_s=-30 * day_s + 3600)
+    file.add("soon", Scope.READ, expires_in_s=day_s)
+    file.add("never", Scope.READ)
+    new(path, "engine", "--scope", "write")
+    assert [token["name"] for token in held(path)] == ["of-late", "soon", "never", "engine"]
+
+
 def test_revoking_takes_a_name_or_one_token_of_it(path: Path) -> None:
     new(path, "engine", "--scope", "write")
     new(path, "engine", "--overlap-hours", "24")
