@@ -125,8 +125,8 @@ def cut_tail(files: FileSystem, scan: Scan, syncer: Syncer) -> Path:
     finally:
         files.close(fd)
     _log.warning(
-        "cut a torn tail of %d bytes off %s at offset %d (%s); it was never acknowledged and is "
-        "copied to %s",
+        "cut a torn tail of %d bytes off %s at offset %d (%s); nothing shows that it was "
+        "acknowledged; it is copied to %s",
         last.end - scan.end,
         last.path.name,
         scan.end,

@@ -201,6 +201,22 @@ def test_a_damaged_last_record_is_a_torn_tail_to_a_tolerant_start(
     assert_cut(tolerant(wal), 5)
 
 
+def cut_short(wal: WrittenWal, record: Record) -> None:
+    wal.cut(record.end - 1)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, past_the_end, cut_short])
+def test_a_cut_claims_no_more_than_is_known_of_what_it_cuts(
+    wal: WrittenWal, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A sound disk tears only what nobody was told of; of a damaged one, nobody can know."""
+    damage(wal, wal.records[-1])
+    assert_cut(tolerant(wal), 5)
+    (message,) = [text for text in caplog.messages if "cut a torn tail" in text]
+    assert "nothing shows that it was acknowledged" in message
+    assert "never" not in message
+
+
 # -- corruption: any fault before the evidence, or with a valid record behind it ------------------
 
 
