@@ -104,7 +104,6 @@ def main() -> None:
       journal wal inspect
     Make the key that blocks are signed for (JOURNAL_COLD_KEY_FILE):
       journal keys new cold.json
-
     Make the token that an engine shows (JOURNAL_TOKENS_FILE):
       journal tokens new engine --scope write
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID, uuid5
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -63,6 +64,29 @@ def test_help_says_what_it_is_and_names_every_command() -> None:
     # The examples are one a line, each as it is typed.
     assert "  journal replay feed.csv.gz\n" in result.stdout
     assert "\\b" not in result.stdout
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group, under the words that call it."""
+    yield names, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        elif command is not None:
+            yield (*names, name), command
+
+
+def test_no_help_runs_an_example_or_a_row_of_a_table_into_a_sentence() -> None:
+    """What is indented stands on a line of its own, as it is typed."""
+    found = 0
+    for names, command in commands(main):
+        shown = run(*names, "--help").stdout.splitlines()
+        indented = [line for line in (command.help or "").splitlines() if line.startswith("  ")]
+        assert [line for line in indented if f"  {line}" not in shown] == [], names
+        found += len(indented)
+    assert found
 
 
 def test_version_is_printed() -> None:
