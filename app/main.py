@@ -105,7 +105,7 @@ class JournalApp(FastAPI):
         """Any call but `POST /entries`: so many at once, and without a body to speak of."""
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET", "head": True}, _without_body(send)
-        incoming = IncomingBody(receive, partial(self.connections.pace, peer))
+        incoming = IncomingBody(receive, partial(self.connections.arrived, peer))
         try:
             # Left unread, it would wait in the server as long as the call takes.
             body = await self.bodies.read(incoming)
@@ -117,6 +117,8 @@ class JournalApp(FastAPI):
         except (HttpProblem, Unavailable) as error:
             if incoming.broken:
                 self.connections.broke_off(peer)
+            elif not incoming.complete:
+                self.connections.left_unread(peer)
             answer = problem_response(Request(scope), problem_of(error))
             await answer(scope, receive, send)
             return

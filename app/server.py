@@ -21,7 +21,7 @@ from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 
-from app.api.connections import STREAMS_AT_ONCE, max_connections
+from app.api.connections import STREAMS_AT_ONCE, WINDOW_BYTES, max_connections
 from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
@@ -32,8 +32,6 @@ from app.tokens import read_tokens
 _log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 5
-# What a connection may send ahead of what is read of it: the server keeps as much for each.
-_WINDOW_BYTES: Final = 4 << 20
 _FRAME_BYTES: Final = 1 << 20
 
 
@@ -76,8 +74,8 @@ def make_server(settings: Settings, application: str = "app.main:app") -> Any:
         backpressure=max_connections(settings.channel_capacity),
         http1_settings=HTTP1Settings(header_read_timeout=round(settings.header_timeout_s * 1000)),
         http2_settings=HTTP2Settings(
-            initial_connection_window_size=_WINDOW_BYTES,
-            initial_stream_window_size=_WINDOW_BYTES,
+            initial_connection_window_size=WINDOW_BYTES,
+            initial_stream_window_size=WINDOW_BYTES,
             max_frame_size=_FRAME_BYTES,
             max_headers_size=64 * 1024,
             max_concurrent_streams=STREAMS_AT_ONCE,

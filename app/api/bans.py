@@ -13,6 +13,12 @@ from typing import Final
 
 # One that is killed in the middle of many bodies is no attacker yet.
 MAX_FLOODS: Final = 3
+# The first ban is over before an honest client of that address, whose attempts the kernel repeats
+# after 1 and 3 s, gives up. Each flood beyond those makes it so many times as long.
+FIRST_BAN_S: Final = 3.0
+_GROWTH: Final = 4
+# More of them make it no longer.
+_MAX_COUNTED: Final = MAX_FLOODS + 8
 # The kernel bounds a filter and the one that it replaces together (net.core.optmem_max, 20 KiB on
 # older ones): the latest are banned.
 MAX_BANNED: Final = 32
@@ -45,29 +51,41 @@ _SYN_AND_ACK: Final = 0x12
 class Bans:
     """Counts, for each address, the connections that flooded."""
 
-    def __init__(self, ban_s: float) -> None:
-        """With `MAX_FLOODS` in `ban_s` an address is banned until they are fewer; with 0, never."""
-        self._ban_s = ban_s
-        # When the latest were, in monotonic time; whose last one is the latest comes last.
-        self._floods: dict[Address, deque[float]] = {}
+    def __init__(self, max_ban_s: float) -> None:
+        """Who had `MAX_FLOODS` in `max_ban_s` is banned, for that long at most; with 0, nobody."""
+        self._max_ban_s = max_ban_s
+        # Whose last one is the latest comes last.
+        self._floods: dict[Address, _Floods] = {}
 
-    def count(self, host: str, now: float) -> None:
-        """A connection of this host has flooded. `now` is monotonic."""
-        if self._ban_s and (address := _address(host)):
-            floods = self._floods.pop(address, None) or deque(maxlen=MAX_FLOODS)
-            floods.append(now)
-            self._floods[address] = floods
+    def count(self, host: str, now: float, floods: int = 1) -> None:
+        """A connection of this host has flooded, or done as much as so many. `now` is monotonic."""
+        if self._max_ban_s and (address := _address(host)):
+            known = self._floods.pop(address, None) or _Floods()
+            known.add(now, floods, self._max_ban_s)
+            self._floods[address] = known
 
     def banned(self, now: float) -> frozenset[Address]:
         """Who is banned, by their first address where it is a network; the others are forgotten."""
-        since = now - self._ban_s
-        self._floods = {who: times for who, times in self._floods.items() if times[-1] > since}
-        found = [
-            who
-            for who, times in self._floods.items()
-            if len(times) == MAX_FLOODS and times[0] > since
-        ]
+        since = now - self._max_ban_s
+        self._floods = {who: each for who, each in self._floods.items() if each.times[-1] > since}
+        found = [who for who, each in self._floods.items() if each.banned_until > now]
         return frozenset(found[-MAX_BANNED:])
+
+
+class _Floods:
+    """An address's latest floods, and the end of its ban, in monotonic time."""
+
+    __slots__ = ("banned_until", "times")
+
+    def __init__(self) -> None:
+        self.times: deque[float] = deque(maxlen=_MAX_COUNTED)
+        self.banned_until = 0.0
+
+    def add(self, now: float, floods: int, max_ban_s: float) -> None:
+        self.times.extend([now] * floods)
+        beyond = sum(time > now - max_ban_s for time in self.times) - MAX_FLOODS
+        if beyond >= 0:
+            self.banned_until = now + min(FIRST_BAN_S * _GROWTH**beyond, max_ban_s)
 
 
 def _address(host: str) -> Address | None:

@@ -9,14 +9,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from app.api.connections import SMALL_PART_BYTES
 from app.api.problems import HttpProblem, body_too_large
 from app.errors import Unavailable
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+
+class Arrived(Protocol):
+    """A part of a body is there: what to wait for before the next, and whether there is one."""
+
+    def __call__(self, size_bytes: int, *, last: bool) -> Awaitable[bool] | None:
+        """`last` says whether it ends the body."""
+
 
 MAX_UNFINISHED: Final = 4096
 _DISCARD_TIMEOUT_S: Final = 5.0
@@ -25,14 +32,14 @@ _DISCARD_TIMEOUT_S: Final = 5.0
 class IncomingBody:
     """A request's body as it arrives; no more of it comes once it is `complete` or `broken`.
 
-    `pace` is asked about each small part but the last, and says whether to go on.
+    `arrived` is told how large each part is, and may have the next one wait.
     """
 
-    __slots__ = ("_pace", "_receive", "broken", "complete")
+    __slots__ = ("_arrived", "_receive", "broken", "complete")
 
-    def __init__(self, receive: Receive, pace: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, receive: Receive, arrived: Arrived) -> None:
         self._receive = receive
-        self._pace = pace
+        self._arrived = arrived
         self.complete = self.broken = False
 
     async def part(self) -> bytes:
@@ -44,8 +51,8 @@ class IncomingBody:
         part: bytes = message.get("body", b"")
         is_there = message["type"] == "http.request"
         self.complete = is_there and not message.get("more_body", False)
-        if is_there and not self.complete and 0 < len(part) < SMALL_PART_BYTES:
-            is_there = await self._pace()
+        if is_there and (waiting := self._arrived(len(part), last=self.complete)):
+            is_there = await waiting
         if not is_there:
             self.broken = True
             detail = "the body broke off or is not framed as HTTP asks for"

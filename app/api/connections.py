@@ -8,28 +8,37 @@ accepts (`max_connections`) would then keep everybody else out, and as many answ
 So every connection of this process is looked at now and then, by its socket: one without a request
 for too long is cut off, sooner when places are few; when too much waits for clients to take it,
 those that took the least of it are; and at once one that begins requests only to break them off,
-or so many that it must have given up earlier ones. Bodies that come a few bytes at a time are read
-slowly. An address whose connections flood again and again opens no new one for a while.
+or so many that it must have given up earlier ones, or that sends much which belongs to none. Bodies
+that come a few bytes at a time are read slowly. An address whose connections flood again and again
+opens no new one for a while.
 """
 
 import asyncio
 import logging
 import resource
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from time import monotonic
+from dataclasses import dataclass, field
+from time import monotonic, process_time, thread_time
 from typing import Any, Final
 
 from starlette.types import Send
 
 from app.api import sockets
-from app.api.bans import Address, Bans, filter_program
-from app.api.sockets import Peer
+from app.api.bans import MAX_FLOODS, Address, Bans, filter_program
+from app.api.sockets import Accepted, Peer
+from app.api.unasked import MAX_UNASKED_BYTES, Unasked
 
 _log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S: Final = 2.0
+# While the process is busy it looks sooner for what comes and reaches no request, for a small part
+# of the time at most.
+_LOOK_INTERVAL_S: Final = 0.05
+_BUSY_LOOK_INTERVAL_S: Final = 0.02
+_BREATH_S: Final = 0.002
+_BUSY_PART: Final = 0.25
+_LOOKING_PART: Final = 0.01
 # Without a request while places are few.
 CROWDED_IDLE_S: Final = 1.0
 _CROWDED_PART: Final = 0.75
@@ -37,6 +46,8 @@ MAX_UNTAKEN_BYTES: Final = 64 << 20
 # On one connection of HTTP/2. Each takes its turn on the loop when it begins and when it ends: for
 # so long one hostile connection can hold up the others. Clients wait with what is beyond it.
 STREAMS_AT_ONCE: Final = 100
+# What it may send ahead of what is read of it, in bodies: the server keeps as much for each.
+WINDOW_BYTES: Final = 4 << 20
 # Between two checks, on one connection: an honest client that gives up as much loses little by it.
 MAX_BROKEN_OFF: Final = 16
 # A part of a body costs the same whatever it holds. Of those that hold less than this, so many are
@@ -66,7 +77,7 @@ class _Use:
 
     `on_disk` of them wait for their entries to be durable. `small_parts` were read in the window
     that is open. `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the
-    client.
+    client. `overdue_bytes` belong to no request, by the last look.
     """
 
     since: float
@@ -79,6 +90,8 @@ class _Use:
     has_flooded: bool = False
     answered_bytes: int = 0
     taken_bytes: int = 0
+    unasked: Unasked = field(default_factory=Unasked)
+    overdue_bytes: int = 0
 
     def unused_s(self, now: float) -> float:
         """For how long it has had no request in progress."""
@@ -111,10 +124,12 @@ class Connections:
         self._first_request_s = first_request_s
         self._idle_s = idle_s
         self._max_untaken_bytes = max_untaken_bytes
+        self._accepted = Accepted()
         self._uses: dict[Peer, _Use] = {}
         # Since the last check.
         self._answered_bytes = 0
         self._cut_at_once = 0
+        self._looked = monotonic()
         # Those with small parts in the window that is open, whose end the event tells.
         self._paced: dict[Peer, _Use] = {}
         self._window: asyncio.Event | None = None
@@ -133,6 +148,7 @@ class Connections:
             use = self._uses[peer] = _Use(monotonic())
         use.in_progress += 1
         use.requests += 1
+        use.unasked.request()
         if use.in_progress > MAX_IN_PROGRESS and not use.is_cut:
             self._cut(peer, use)
             # A disk may be slower than an honest client is patient.
@@ -194,15 +210,23 @@ class Connections:
                 self._cut(peer, use)
             self._flooded(peer, use)
 
-    async def pace(self, peer: Peer) -> bool:
-        """Read small parts of this client's bodies no faster than is borne: to be awaited for each.
+    def arrived(self, peer: Peer, size_bytes: int, *, last: bool) -> Awaitable[bool] | None:
+        """A part of a body of this client's was read.
 
-        What comes meanwhile waits in the server, which ends a connection of too many such parts but
-        hands out all that it has of them. So: whether the connection is still there.
+        What to wait for before more of it is, where it must be waited for: whether the connection
+        is still there. Small parts are read no faster than is borne. What comes meanwhile waits in
+        the server, which ends a connection of too many such parts but hands out all that it has of
+        them.
         """
         use = self._uses.get(peer)
-        if use is None or not peer[1]:
-            return True
+        if use is None:
+            return None
+        use.unasked.part(size_bytes)
+        if last or not peer[1] or not 0 < size_bytes < SMALL_PART_BYTES:
+            return None
+        return self._pace(peer, use)
+
+    async def _pace(self, peer: Peer, use: _Use) -> bool:
         if self._window is None:
             self._window = asyncio.Event()
             loop = asyncio.get_running_loop()
@@ -213,9 +237,15 @@ class Connections:
             await self._window.wait()
         return not use.is_cut
 
+    def left_unread(self, peer: Peer) -> None:
+        """A request of this client was answered without the rest of its body."""
+        use = self._uses.get(peer)
+        if use is not None:
+            use.unasked.part(WINDOW_BYTES)
+
     def _end_window(self, window: asyncio.Event) -> None:
         waiting = {peer for peer, use in self._paced.items() if use.small_parts > MAX_SMALL_PARTS}
-        gone = waiting - sockets.accepted().keys() if waiting else set()
+        gone = waiting - self._accepted.by_peer().keys() if waiting else set()
         for peer, use in self._paced.items():
             use.small_parts = 0
             use.is_cut |= peer in gone
@@ -229,15 +259,15 @@ class Connections:
             return
         use.is_cut = True
         self._cut_at_once += 1
-        descriptor = sockets.accepted().get(peer)
+        descriptor = self._accepted.by_peer().get(peer)
         if descriptor is not None:
             sockets.shut_down(descriptor, peer)
 
-    def _flooded(self, peer: Peer, use: _Use) -> None:
+    def _flooded(self, peer: Peer, use: _Use, floods: int = 1) -> None:
         """Count this connection, once, against its address."""
         if peer[1] and not use.has_flooded:
             use.has_flooded = True
-            self._bans.count(peer[0], monotonic())
+            self._bans.count(peer[0], monotonic(), floods)
             self._ban(monotonic())
 
     def _ban(self, now: float) -> None:
@@ -255,30 +285,42 @@ class Connections:
             self._unfiltered = True
             return
         for address in banned - self._banned:
-            _log.warning("%s opens no new connections for a while: it flooded several", address)
+            _log.warning("%s opens no new connections for a while: it floods", address)
         self._banned = banned
         self._unfiltered = False
 
     async def watch(self) -> None:
-        """Check every now and then, for ever."""
+        """Check every now and then, for ever; look for floods sooner while the process is busy."""
+        checked = woke = monotonic()
+        worked = process_time()
+        pause_s = _LOOK_INTERVAL_S
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-            self.check(monotonic())
+            await asyncio.sleep(pause_s)
+            now = monotonic()
+            is_busy = process_time() - worked > _BUSY_PART * (now - woke)
+            woke, worked = now, process_time()
+            self._ban(now)
+            pause_s = _LOOK_INTERVAL_S
+            is_due = now - checked >= CHECK_INTERVAL_S
+            if is_due or is_busy:
+                # Requests that wait for the interpreter begin before it is judged what belongs to
+                # none.
+                await asyncio.sleep(_BREATH_S)
+                began = thread_time()
+                self.end_floods(monotonic())
+                looked_s = thread_time() - began
+                pause_s = max(_BUSY_LOOK_INTERVAL_S, looked_s / _LOOKING_PART)
+            if is_due:
+                checked = now
+                self.check(now)
 
     def check(self, now: float) -> None:
         """Look at every connection, and cut off what is in the way. `now` is monotonic."""
         self._answered_bytes = 0
         self._ban(now)
-        accepted = sockets.accepted()
-        uses = self._uses = {
-            peer: self._uses.get(peer) or _Use(now) for peer in (*accepted, *self._busy())
-        }
-        for peer, descriptor in accepted.items():
-            uses[peer].broken_off = 0
-            taken_bytes = sockets.taken_bytes(descriptor)
-            if taken_bytes is None:
-                taken_bytes = uses[peer].answered_bytes
-            uses[peer].taken(taken_bytes, now)
+        accepted = self._look(now)
+        for use in self._uses.values():
+            use.broken_off = 0
         doomed = self._unused(now, accepted)
         doomed |= self._crowding(now, accepted, len(accepted) - len(doomed))
         doomed |= self._not_taking(accepted)
@@ -288,6 +330,44 @@ class Connections:
         self._cut_at_once = 0
         if count:
             _log.info("cut off %d connections; %d are left", count, len(accepted) - len(doomed))
+
+    def end_floods(self, now: float) -> None:
+        """Cut off connections that send much which belongs to no request. `now` is monotonic.
+
+        They keep the HTTP layer from everybody else for as long as they are let. To be asked again
+        and again, each time after requests that came have had the time to begin.
+        """
+        for peer in self._look(now):
+            use = self._uses[peer]
+            # The server may hold parts of bodies that are not read yet.
+            borne_bytes = MAX_UNASKED_BYTES + (WINDOW_BYTES if use.in_progress else 0)
+            if use.overdue_bytes > borne_bytes and not use.is_cut:
+                self._cut(peer, use)
+                # Nothing of the kind comes from an honest client.
+                self._flooded(peer, use, MAX_FLOODS)
+
+    def _look(self, now: float) -> dict[Peer, int]:
+        """Take in what went over each connection; their descriptors."""
+        accepted = self._accepted.by_peer()
+        elapsed_s = now - self._looked
+        self._looked = now
+        before = self._uses
+        uses = self._uses = {
+            peer: before.get(peer) or _Use(now) for peer in (*accepted, *self._busy())
+        }
+        for peer in before.keys() - uses:
+            if before[peer].unasked.balance_bytes > MAX_UNASKED_BYTES:
+                # Gone in the middle of it, or ended by the HTTP layer.
+                self._flooded(peer, before[peer])
+        for peer, descriptor in accepted.items():
+            use = uses[peer]
+            traffic = sockets.traffic(descriptor)
+            if traffic is None:
+                use.taken(use.answered_bytes, now)
+            else:
+                use.taken(traffic.taken_bytes, now)
+                use.overdue_bytes = use.unasked.overdue_bytes(traffic.read_bytes, elapsed_s)
+        return accepted
 
     def _busy(self) -> Iterator[Peer]:
         return (peer for peer, use in self._uses.items() if use.in_progress)

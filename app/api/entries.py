@@ -55,7 +55,7 @@ class EntriesEndpoint:
         started = perf_counter()
         headers = _Headers(scope["headers"])
         peer = peer_of(scope)
-        incoming = IncomingBody(receive, partial(self._connections.pace, peer))
+        incoming = IncomingBody(receive, partial(self._connections.arrived, peer))
         msgpack = answers_msgpack(headers.accept) if headers.accept else False
         more: dict[str, str] = {}
         try:
@@ -86,6 +86,8 @@ class EntriesEndpoint:
             await self._bodies.discard(incoming)
             if incoming.broken:
                 self._connections.broke_off(peer)
+            elif not incoming.complete:
+                self._connections.left_unread(peer)
 
     async def _append(
         self, scope: Scope, headers: "_Headers", incoming: IncomingBody, peer: Peer

@@ -6,6 +6,7 @@ from pathlib import Path
 from select import select
 
 import pytest
+from hyperframe.frame import HeadersFrame
 
 from app.api.bans import MAX_FLOODS
 from app.api.connections import STREAMS_AT_ONCE
@@ -64,6 +65,14 @@ def bodies_in_single_bytes(attacker: RawHttp2) -> None:
         pass
 
 
+def headers_that_ask_for_nothing(attacker: RawHttp2) -> None:
+    """They are no requests, and so none that the service would know of."""
+    block = b"\x82" + b"\x40\x01a\x01b" * 2000  # a method, and no path
+    for stream in range(1, 200, 2):
+        attacker.send(HeadersFrame(stream, data=block, flags=["END_HEADERS"]).serialize())
+    attacker.answer()
+
+
 # No more calls wait for replication than two connections have.
 @pytest.mark.parametrize(
     "floods",
@@ -71,6 +80,7 @@ def bodies_in_single_bytes(attacker: RawHttp2) -> None:
         [broken_off_bodies] * MAX_FLOODS,
         [refused_bodies] * MAX_FLOODS,
         [bodies_in_single_bytes] * MAX_FLOODS,
+        [headers_that_ask_for_nothing],
         [calls_that_are_reset] * 2 + [broken_off_bodies] * (MAX_FLOODS - 2),
     ],
     ids=lambda floods: floods[0].__name__,

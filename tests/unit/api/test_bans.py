@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from app.api import sockets
-from app.api.bans import MAX_BANNED, MAX_FLOODS, Bans, filter_program
+from app.api.bans import FIRST_BAN_S, MAX_BANNED, MAX_FLOODS, Bans, filter_program
 from tests.support.waiting import wait_for
 
 BAN_S = 15.0
@@ -24,14 +24,15 @@ def flooded(bans: Bans, host: str, *times: float) -> None:
         bans.count(host, now)
 
 
-def test_so_many_within_the_time_of_a_ban_are_one_until_the_first_is_that_old() -> None:
+def test_so_many_within_the_longest_ban_are_a_short_one() -> None:
     bans = Bans(BAN_S)
     for number in range(MAX_FLOODS):
         assert not bans.banned(number)
         bans.count(BANNED, number)
-    for now in (MAX_FLOODS - 1, BAN_S - 0.1):
+    last = MAX_FLOODS - 1
+    for now in (last, last + FIRST_BAN_S - 0.1):
         assert bans.banned(now) == {ip_address(BANNED)}
-    assert not bans.banned(BAN_S)
+    assert not bans.banned(last + FIRST_BAN_S)
 
 
 def test_as_many_over_a_longer_time_are_borne() -> None:
@@ -41,11 +42,24 @@ def test_as_many_over_a_longer_time_are_borne() -> None:
         assert not bans.banned(number * BAN_S / (MAX_FLOODS - 1)), number
 
 
-def test_who_goes_on_with_open_connections_is_banned_for_longer() -> None:
+def test_who_goes_on_is_banned_for_longer_each_time_but_not_for_ever() -> None:
+    longest_s = 100.0
+    bans, now = Bans(longest_s), 0.0
+    flooded(bans, BANNED, *[now] * (MAX_FLOODS - 1))
+    for ban_s in (3, 12, 48, longest_s):
+        bans.count(BANNED, now)
+        assert bans.banned(now + ban_s - 0.1)
+        now += ban_s
+        assert not bans.banned(now)
+    flooded(bans, BANNED, *[now] * 100)
+    assert bans.banned(now + longest_s - 0.1)
+    assert not bans.banned(now + longest_s)
+
+
+def test_one_may_count_as_several() -> None:
     bans = Bans(BAN_S)
-    flooded(bans, BANNED, *range(MAX_FLOODS + 5))
-    assert bans.banned(BAN_S + 4)
-    assert not bans.banned(BAN_S + 5)
+    bans.count(BANNED, 0, MAX_FLOODS)
+    assert bans.banned(0) == {ip_address(BANNED)}
 
 
 def test_each_address_has_a_count_of_its_own() -> None:

@@ -1,13 +1,12 @@
 """Unfinished bodies are bounded together: the greedy are refused, never the small and quick."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from app.api.bodies import Bodies, IncomingBody
-from app.api.connections import SMALL_PART_BYTES
 from app.api.problems import HttpProblem
 from app.errors import Unavailable
 
@@ -19,13 +18,14 @@ class Sender:
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.incoming = IncomingBody(self.messages.get, self._pace)
-        self.paced = 0
-        self.is_there = True
+        self.incoming = IncomingBody(self.messages.get, self._arrived)
+        self.arrived: list[tuple[int, bool]] = []
+        # What the next part waits for, and whether it comes.
+        self.waits_for: asyncio.Future[bool] | None = None
 
-    async def _pace(self) -> bool:
-        self.paced += 1
-        return self.is_there
+    def _arrived(self, size_bytes: int, *, last: bool) -> Awaitable[bool] | None:
+        self.arrived.append((size_bytes, last))
+        return self.waits_for
 
     def send(self, part: bytes, *, more: bool = True) -> None:
         self.messages.put_nowait({"type": "http.request", "body": part, "more_body": more})
@@ -74,19 +74,23 @@ async def test_a_body_is_read_in_parts() -> None:
     assert await reading == b"abcd"
 
 
-async def test_each_small_part_that_ends_nothing_is_paced() -> None:
+async def test_each_part_is_told_of_and_may_be_waited_with() -> None:
     sender = Sender()
-    parts = [b"s", b"l" * SMALL_PART_BYTES, b"", b"s" * (SMALL_PART_BYTES - 1)]
-    for part in parts:
-        sender.send(part)
-    sender.send(b"s", more=False)
-    assert [await sender.incoming.part() for _ in range(5)] == [*parts, b"s"]
-    assert sender.paced == 2
+    sender.send(b"ab")
+    sender.waits_for = asyncio.get_running_loop().create_future()
+    first = asyncio.create_task(sender.incoming.part())
+    await settle(lambda: bool(sender.arrived))
+    assert not first.done()
+    sender.send(b"c", more=False)
+    sender.waits_for.set_result(True)
+    assert [await first, await sender.incoming.part()] == [b"ab", b"c"]
+    assert sender.arrived == [(2, False), (1, True)]
 
 
 async def test_a_body_whose_connection_is_gone_is_broken_whatever_is_left_of_it() -> None:
     sender = Sender()
-    sender.is_there = False
+    sender.waits_for = asyncio.get_running_loop().create_future()
+    sender.waits_for.set_result(False)
     for _ in range(2):
         sender.send(b"s")
     with pytest.raises(HttpProblem) as caught:

@@ -17,9 +17,12 @@ from app.api.connections import (
     MAX_BROKEN_OFF,
     MAX_IN_PROGRESS,
     MAX_SMALL_PARTS,
+    SMALL_PART_BYTES,
+    WINDOW_BYTES,
     Connections,
 )
 from app.api.sockets import Peer
+from app.api.unasked import MAX_UNASKED_BYTES
 from tests.support.waiting import wait_for
 
 FIRST_REQUEST_S = 10.0
@@ -48,6 +51,19 @@ class Server:
         self._clients[peer] = client
         self.accepted[peer] = self._stack.enter_context(accepted)
         return peer
+
+    def sends(self, peer: Peer, size_bytes: int) -> None:
+        """So much of what this client sends is read."""
+        for part in range(0, size_bytes, 1 << 16):
+            sent = bytes(min(1 << 16, size_bytes - part))
+            self.write(peer, sent)
+            left_bytes = len(sent)
+            while left_bytes:
+                left_bytes -= len(self.accepted[peer].recv(left_bytes))
+
+    def write(self, peer: Peer, sent: bytes) -> None:
+        """This client sends something."""
+        self._clients[peer].sendall(sent)
 
     def attempt(self) -> socket.socket:
         """Begin to connect."""
@@ -170,7 +186,10 @@ def test_clients_that_a_proxy_shows_as_one_are_not_cut_off_for_being_many() -> N
 
 async def passes_at_once(connections: Connections, peer: Peer) -> "asyncio.Task[bool] | None":
     """Take in a small part of this client's; the waiting, where there is one."""
-    pacing = asyncio.create_task(connections.pace(peer))
+    waiting = connections.arrived(peer, 1, last=False)
+    if waiting is None:
+        return None
+    pacing = asyncio.ensure_future(waiting)
     await asyncio.sleep(0)
     if not pacing.done():
         return pacing
@@ -200,6 +219,15 @@ async def test_small_parts_of_bodies_are_read_so_many_at_a_time_on_each_connecti
     assert await passes_at_once(connections, hostile) is None
 
 
+async def test_what_is_no_small_part_or_the_last_one_does_not_wait(server: Server) -> None:
+    connections, peer = watched(), server.connect()
+    waiting = await waits_after_the_last_of(connections, peer)
+    assert connections.arrived(peer, SMALL_PART_BYTES, last=False) is None
+    assert connections.arrived(peer, SMALL_PART_BYTES - 1, last=True) is None
+    assert connections.arrived(peer, 0, last=False) is None
+    assert await waiting
+
+
 async def test_of_a_connection_that_is_gone_no_more_is_read(server: Server) -> None:
     connections, peer = watched(), server.connect()
     waiting = await waits_after_the_last_of(connections, peer)
@@ -213,6 +241,81 @@ async def test_small_parts_of_clients_that_a_proxy_shows_as_one_do_not_wait() ->
     connections.began(proxied)
     for _ in range(2 * MAX_SMALL_PARTS):
         assert await passes_at_once(connections, proxied) is None
+
+
+def look_twice(connections: Connections) -> None:
+    """What came by the first look is judged by the second, as if no time had passed."""
+    now = monotonic()
+    connections.end_floods(now)
+    connections.end_floods(now)
+
+
+def test_one_that_sends_much_that_belongs_to_no_request_is_cut_off_alone(server: Server) -> None:
+    connections, hostile, honest = watched(ban_s=BAN_S), server.connect(), server.connect()
+    server.sends(hostile, MAX_UNASKED_BYTES)
+    look_twice(connections)
+    assert not server.is_cut(hostile)
+    connections.began(honest)
+    for peer in (hostile, honest):
+        server.sends(peer, 1 << 16)
+    # The server may have it to itself still.
+    connections.end_floods(monotonic())
+    assert not server.is_cut(hostile)
+    connections.end_floods(monotonic())
+    assert server.is_cut(hostile)
+    assert not server.is_cut(honest)
+    assert not server.is_let_in(server.attempt())
+
+
+def test_what_is_read_of_a_body_or_left_unread_belongs_to_its_request(server: Server) -> None:
+    connections, peer = watched(), server.connect()
+    for _ in range(3):
+        connections.began(peer)
+        server.sends(peer, WINDOW_BYTES)
+        look_twice(connections)
+        connections.arrived(peer, WINDOW_BYTES, last=True)
+        connections.ended(peer)
+        look_twice(connections)
+    connections.began(peer)
+    connections.left_unread(peer)
+    connections.ended(peer)
+    server.sends(peer, WINDOW_BYTES)
+    look_twice(connections)
+    assert not server.is_cut(peer)
+
+
+def test_a_request_in_progress_is_no_leave_to_send_what_belongs_to_none(server: Server) -> None:
+    connections, peer = watched(), server.connect()
+    connections.began(peer)
+    server.sends(peer, WINDOW_BYTES + MAX_UNASKED_BYTES)
+    look_twice(connections)
+    assert not server.is_cut(peer)
+    server.sends(peer, 1 << 16)
+    look_twice(connections)
+    assert server.is_cut(peer)
+
+
+def test_connections_that_are_gone_before_it_is_judged_count_as_floods(server: Server) -> None:
+    connections = watched(ban_s=BAN_S)
+    for _ in range(MAX_FLOODS):
+        peer = server.connect()
+        server.sends(peer, MAX_UNASKED_BYTES + (1 << 16))
+        connections.end_floods(monotonic())
+        assert not server.is_cut(peer)
+        server.accepted[peer].close()
+        connections.end_floods(monotonic())
+    assert not server.is_let_in(server.attempt())
+
+
+def test_what_waits_in_the_kernel_of_a_connection_that_is_cut_off_is_not_worked_on(
+    server: Server,
+) -> None:
+    connections, peer = watched(), server.connect()
+    server.sends(peer, MAX_UNASKED_BYTES + (1 << 16))
+    server.write(peer, bytes(1 << 16))
+    look_twice(connections)
+    assert server.is_cut(peer)
+    assert server.accepted[peer].recv(1) == b""
 
 
 def flood(connections: Connections, server: Server, count: int, on_disk: int = 0) -> None:
