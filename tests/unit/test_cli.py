@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from inspect import cleandoc
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -83,7 +84,8 @@ def test_no_help_runs_an_example_or_a_row_of_a_table_into_a_sentence() -> None:
     found = 0
     for names, command in commands(main):
         shown = run(*names, "--help").stdout.splitlines()
-        indented = [line for line in (command.help or "").splitlines() if line.startswith("  ")]
+        lines = cleandoc(command.help or "").splitlines()
+        indented = [line for line in lines if line.startswith("  ")]
         assert [line for line in indented if f"  {line}" not in shown] == [], names
         found += len(indented)
     assert found
