@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
 
 from app.cli.options import database_of, settings_of, settings_options
-from app.errors import StartRefused
+from app.errors import OperatingError, SettingsError, StartRefused
 from app.wal.files import FileSystem
 from app.wal.inspect import DAMAGE, Finding, Totals, findings
 from app.wal.segments import Segment
+
+_ALLOWED: Final = "the directory of a write-ahead log is allowed"
 
 
 @click.group()
@@ -40,12 +42,24 @@ def inspect(
 
     DIRECTORY is the one with the .wal files (default: `wal` under the data directory). It is only
     read, also while the service runs: the last record may look incomplete then, because it is being
-    written. Exit code 1 when there is any damage.
-    """
+    written.
+
+    \b
+    Exit codes:
+      0  all is right
+      1  there is damage
+      2  it could not be looked at: unreachable, unreadable, no log, usage
+    """  # noqa: D301 - the escape is click's
     directory = directory or settings_of(options).wal_dir
     total = Totals()
-    for line, text in _lines(directory, records, total):
-        click.echo(msgspec.json.encode(line).decode() if as_json else text)
+    line = None
+    try:
+        for line, text in _lines(directory, records, total):
+            click.echo(msgspec.json.encode(line).decode() if as_json else text)
+    except OperatingError as error:
+        raise SettingsError(f"{error}; {_ALLOWED}") from None
+    if line is None:
+        raise SettingsError(f"{directory} holds no .wal file; {_ALLOWED}")
     ctx.exit(1 if total.damages else 0)
 
 

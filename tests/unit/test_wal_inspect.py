@@ -165,9 +165,25 @@ def test_a_torn_tail_and_a_missing_segment_are_damage(wal: Path) -> None:
     )
 
 
-def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["wal", "inspect", "--data-dir", str(tmp_path / "none")])
-    assert result.exit_code == 1
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        pytest.param(lambda path: None, "No such file or directory", id="not-there"),
+        pytest.param(lambda path: path.write_text("x"), "Not a directory", id="file"),
+        pytest.param(lambda path: path.mkdir(), "holds no .wal file", id="empty"),
+    ],
+)
+def test_where_there_is_no_log_that_is_one_line_and_no_damage(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    """A check by exit code must not take a mistyped path for a damaged log, nor for a sound one."""
+    make(tmp_path / "wal")
+    result = CliRunner().invoke(main, ["wal", "inspect", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"journal: {tmp_path / 'wal'}")
+    assert reason in result.stderr
+    assert "the directory of a write-ahead log is allowed" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
