@@ -6,6 +6,7 @@ Every path needs the scope `read`, save those named here: what no line mentions 
 import math
 from collections.abc import MutableMapping
 from functools import lru_cache
+from ipaddress import IPv4Address
 from typing import Any, Final, NoReturn
 
 from prometheus_client import Counter
@@ -46,9 +47,8 @@ class Guard:
         401 or 403. Nothing of the body needs to have been read.
         """
         if not self._access.enforced:
-            if self._access.local_only and not _is_local(scope):
-                detail = "without TOKENS_FILE only this machine is served"
-                self._refuse(scope, 403, "not_local", detail, "nobody", "")
+            if self._access.local_only:
+                self._admit_local(scope)
             return None
         token = _bearer_token(authorization)
         grant = self._access.find(token)
@@ -79,9 +79,24 @@ class Guard:
     def trusts(self, scope: AsgiScope, authorization: bytes) -> bool:
         """Whether the sender may read what an `OPEN` path does not tell to everybody."""
         if not self._access.enforced:
-            return not self._access.local_only or _is_local(scope)
+            return not self._access.local_only or (
+                _is_local(scope) and _is_local_name(_host_of(scope))
+            )
         grant = self._access.find(_bearer_token(authorization))
         return grant is not None and Scope.READ in grant.scopes and not self._access.expired(grant)
+
+    def _admit_local(self, scope: AsgiScope) -> None:
+        if not _is_local(scope):
+            detail = "without TOKENS_FILE only this machine is served"
+            self._refuse(scope, 403, "not_local", detail, "nobody", "")
+        host = _host_of(scope)
+        if not _is_local_name(host):
+            shown = host[:_SHOWN_CHARACTERS].decode("latin-1")
+            detail = (
+                f"without TOKENS_FILE the service is called by an address or 'localhost', "
+                f"not {shown!r}"
+            )
+            self._refuse(scope, 403, "not_local", detail, "nobody", "")
 
     def _refuse_stranger(self, scope: AsgiScope, token: bytes) -> NoReturn:
         if not token:
@@ -167,6 +182,29 @@ def _is_local(scope: AsgiScope) -> bool:
 @lru_cache(maxsize=256)
 def _is_of_this_machine(host: str) -> bool:
     return is_loopback(host.removeprefix(_IPV4_AS_IPV6))
+
+
+def _host_of(scope: AsgiScope) -> bytes:
+    """What the client calls the service; empty where it does not say."""
+    return next((value for name, value in scope.get("headers", ()) if name == b"host"), b"")
+
+
+@lru_cache(maxsize=256)
+def _is_local_name(host: bytes) -> bool:
+    """Whether no name in the public DNS is meant.
+
+    Who owns one can have it point to this machine, and so have a browser here send what a page of
+    theirs likes ("DNS rebinding"). Names without a dot are nobody's to own there.
+    """
+    name, _, port = host.rpartition(b":")
+    name = (name if port.isdigit() else host).removesuffix(b".").lower()
+    if name.startswith(b"[") or b"." not in name or name.endswith(b".localhost"):
+        return True
+    try:
+        IPv4Address(name.decode("latin-1"))
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(grant: Grant) -> str:

@@ -70,8 +70,9 @@ def test_who_shows_no_token_is_nobody(
     assert not _ID.search(record.getMessage())
 
 
-def is_let_in(guard: Guard, client: tuple[str, int] | None) -> bool:
-    scope: dict[str, Any] = {"method": "POST", "path": "/entries", "client": client}
+def is_let_in(guard: Guard, client: tuple[str, int] | None, host: bytes | None = None) -> bool:
+    headers = [] if host is None else [(b"accept", b"*/*"), (b"host", host)]
+    scope = {"method": "POST", "path": "/entries", "client": client, "headers": headers}
     try:
         guard.admit(scope, b"", Scope.WRITE)
     except HttpProblem as refused:
@@ -93,3 +94,33 @@ def test_without_tokens_other_machines_are_let_in_only_where_everybody_is(host: 
     """Whatever address the server listens on, which may not be the service's own."""
     assert not is_let_in(Guard(Access(None)), (host, 1))
     assert is_let_in(Guard(Access(None, allow_anonymous=True)), (host, 1))
+
+
+LOOPBACK = ("127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"", b"localhost", b"localhost:8000", b"LOCALHOST.:8000", b"127.0.0.1", b"127.0.0.1:8000",
+        b"[::1]:8000", b"[::1]", b"journal:8000", b"a.localhost",
+    ],
+)  # fmt: skip
+def test_without_tokens_the_service_may_be_called_by_what_nobody_else_can_own(host: bytes) -> None:
+    assert is_let_in(Guard(Access(None)), LOOPBACK, host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"evil.example",
+        b"EVIL.EXAMPLE.:8000",
+        b"127.0.0.1.evil.example",
+        b"localhost.evil",
+        b"1.2:3",
+    ],
+)
+def test_without_tokens_a_name_that_others_point_to_this_machine_is_refused(host: bytes) -> None:
+    """A page of that name, open in a browser here, would write and read."""
+    assert not is_let_in(Guard(Access(None)), LOOPBACK, host)
+    assert is_let_in(Guard(Access(None, allow_anonymous=True)), LOOPBACK, host)
