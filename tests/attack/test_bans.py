@@ -1,17 +1,20 @@
 """Floods that begin anew on every connection: the real service lets in no more from there."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from select import select
 
+import httpx
 import pytest
 from hyperframe.frame import HeadersFrame
 
 from app.api.bans import MAX_FLOODS
 from app.api.connections import STREAMS_AT_ONCE
 from tests.support.honest_client import HonestClient
-from tests.support.http_entries import MSGPACK
+from tests.support.http_entries import MSGPACK, msgpack_entry, packed
 from tests.support.raw_http import RawHttp2
 from tests.support.service import Service
 from tests.support.waiting import wait_for
@@ -68,20 +71,24 @@ def bodies_in_single_bytes(attacker: RawHttp2) -> None:
 def headers_that_ask_for_nothing(attacker: RawHttp2) -> None:
     """They are no requests, and so none that the service would know of."""
     block = b"\x82" + b"\x40\x01a\x01b" * 2000  # a method, and no path
-    for stream in range(1, 200, 2):
+    for stream in range(1001, 1201, 2):
         attacker.send(HeadersFrame(stream, data=block, flags=["END_HEADERS"]).serialize())
     attacker.answer()
+
+
+# By connections that are open already: so many that the ban does not end meanwhile.
+MANY = MAX_FLOODS + 3
 
 
 # No more calls wait for replication than two connections have.
 @pytest.mark.parametrize(
     "floods",
     [
-        [broken_off_bodies] * MAX_FLOODS,
-        [refused_bodies] * MAX_FLOODS,
-        [bodies_in_single_bytes] * MAX_FLOODS,
-        [headers_that_ask_for_nothing],
-        [calls_that_are_reset] * 2 + [broken_off_bodies] * (MAX_FLOODS - 2),
+        [broken_off_bodies] * MANY,
+        [refused_bodies] * MANY,
+        [bodies_in_single_bytes] * MANY,
+        [headers_that_ask_for_nothing] * (MANY // MAX_FLOODS),
+        [calls_that_are_reset] * 2 + [broken_off_bodies] * (MANY - 2),
     ],
     ids=lambda floods: floods[0].__name__,
 )
@@ -90,8 +97,12 @@ def test_who_floods_on_every_connection_is_banned_and_nobody_else(
 ) -> None:
     with HonestClient(service) as before, RawHttp2(service.port, source=ATTACKER) as open_before:
         assert open_before.is_served()
-        for flood in floods:
-            with RawHttp2(service.port, source=ATTACKER) as attacker:
+        with ExitStack() as stack:
+            attackers = [
+                stack.enter_context(RawHttp2(service.port, source=ATTACKER)) for _ in floods
+            ]
+            assert all(attacker.is_served() for attacker in attackers)
+            for flood, attacker in zip(floods, attackers, strict=True):
                 flood(attacker)
                 assert attacker.is_cut()
         wait_for(lambda: f"{ATTACKER} opens no new connections" in service.log, "it is banned")
@@ -103,3 +114,18 @@ def test_who_floods_on_every_connection_is_banned_and_nobody_else(
             assert not select([], [attempt], [], 0)[1]
         before.goes_on()
         assert open_before.is_served()
+
+
+async def test_many_large_bodies_at_once_are_no_flood(service: Service) -> None:
+    """The server holds much of them before the service has heard of any."""
+    body = packed(*(msgpack_entry(command_data=bytes(1 << 18)) for _ in range(8)))
+    headers = {"content-type": MSGPACK}
+    for _ in range(2):
+        async with httpx.AsyncClient(
+            base_url=service.url, http1=False, http2=True, timeout=60, trust_env=False
+        ) as client:
+            sent = (client.post("/entries", content=body, headers=headers) for _ in range(16))
+            answers = await asyncio.gather(*sent)
+        assert {answer.status_code for answer in answers} == {200}
+    assert "cut off" not in service.log
+    assert "floods" not in service.log
