@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Final
+from multiprocessing.sharedctypes import Synchronized
+from typing import Final, TypeVar
 
 from hyperframe.frame import (
     ContinuationFrame,
@@ -25,6 +26,7 @@ from tests.support.raw_http import PREFACE, RawConnection, RawHttp2
 
 PAUSE_S: Final = 0.01
 SHORT_PAUSE_S: Final = 0.0005
+AnyConnection = TypeVar("AnyConnection", bound=RawConnection)
 BODY: Final = (("content-type", MSGPACK),)
 STREAMS: Final = 100
 # Of clients that are slow: so many at once, each of which sends a byte so often.
@@ -34,18 +36,24 @@ SLOW_PAUSE_S: Final = 0.1
 
 @dataclass(frozen=True)
 class Target:
-    """A service on loopback, and where it is attacked from."""
+    """A service on loopback, where it is attacked from, and how often it let the attacker in."""
 
     port: int
     source: str
+    connections: "Synchronized[int]"
 
     def http1(self) -> RawConnection:
         """A connection over HTTP/1.1."""
-        return RawConnection(self.port, source=self.source)
+        return self._counted(RawConnection(self.port, source=self.source))
 
     def http2(self, settings: Mapping[int, int] | None = None) -> RawHttp2:
         """A connection over HTTP/2."""
-        return RawHttp2(self.port, settings, source=self.source)
+        return self._counted(RawHttp2(self.port, settings, source=self.source))
+
+    def _counted(self, connection: AnyConnection) -> AnyConnection:
+        with self.connections.get_lock():
+            self.connections.value += 1
+        return connection
 
 
 def rapid_resets(target: Target) -> None:

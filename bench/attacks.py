@@ -73,18 +73,20 @@ async def measure(service: Service, name: str, sources: Iterator[str]) -> bool:
     spawn = multiprocessing.get_context("spawn")
     found: dict[bool, list[float]] = {False: [], True: []}
     limits = httpx.Limits(max_connections=1)
+    connections = 0
     async with httpx.AsyncClient(
         base_url=service.url, http1=False, http2=True, timeout=30, trust_env=False, limits=limits
     ) as client:
         for _, attacked in zip(range(PHASES), cycle((False, True)), strict=False):
-            target = Target(service.port, next(sources))
+            target = Target(service.port, next(sources), spawn.Value("L", 0))
             attacker = spawn.Process(target=attack_for_ever, args=(name, target), daemon=True)
             if attacked:
                 attacker.start()
             try:
                 found[attacked] += await phase(client)
-                if attacked and not attacker.is_alive():
-                    raise RuntimeError(f"the attacker of {name} has ended")
+                connections += target.connections.value
+                if attacked and not (attacker.is_alive() and target.connections.value):
+                    raise RuntimeError(f"the attacker of {name} has ended, or never got in")
             finally:
                 if attacked:
                     attacker.kill()
@@ -94,7 +96,7 @@ async def measure(service: Service, name: str, sources: Iterator[str]) -> bool:
     longest = max(found[True]) * 1000
     line = (
         f"{name:20} {quiet:8.2f} ms quiet {attacked_p99:8.2f} ms attacked {ratio:6.2f} times"
-        f" {longest:8.2f} ms at most"
+        f" {longest:8.2f} ms at most, by {connections} connections"
     )
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
