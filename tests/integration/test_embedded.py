@@ -102,6 +102,55 @@ def test_it_starts_stops_and_keeps_its_data(data_dir: Path, postgres: EmbeddedPo
     postgres.stop()
 
 
+def test_a_path_that_a_shell_or_a_uri_would_take_apart_is_a_path_as_any_other(
+    empty_dir: Path,
+) -> None:
+    data_dir = empty_dir / "it's my data, 100% é+&host=?#;*"
+    server = EmbeddedPostgres(data_dir / "postgres")
+    try:
+        url = server.start()
+        assert query(url, "SHOW data_directory") == str(data_dir / "postgres")
+        assert running_url(data_dir / "postgres") == url
+    finally:
+        server.stop()
+    assert running_url(data_dir / "postgres") is None
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        pytest.param('"', id="quote"),
+        pytest.param("$", id="dollar"),
+        pytest.param("`", id="backtick"),
+        pytest.param("\\", id="backslash"),
+        pytest.param("\n", id="line-break"),
+        pytest.param("\udcff", id="no-utf-8"),
+    ],
+)
+def test_a_path_that_can_not_be_quoted_is_refused_in_a_line(
+    empty_dir: Path, character: str
+) -> None:
+    data_dir = empty_dir / f"my{character}data"
+    with pytest.raises(SettingsError) as caught:
+        EmbeddedPostgres(data_dir / "postgres").start()
+    message = str(caught.value)
+    assert message.startswith(f"JOURNAL_DATA_DIR={str(data_dir)!r}: ")
+    assert message.isprintable()
+    assert not data_dir.exists()
+
+
+def test_behind_a_symbolic_link_it_is_found_as_well(data_dir: Path, empty_dir: Path) -> None:
+    """Else a command would take its status for that of a dead server, and remove it."""
+    link = empty_dir / "link"
+    link.symlink_to(data_dir)
+    server = EmbeddedPostgres(link / "postgres")
+    try:
+        url = server.start()
+        assert running_url(link / "postgres") == url
+    finally:
+        server.stop()
+
+
 def test_others_can_neither_list_the_data_directory_nor_connect(
     empty_dir: Path, first_postgres: EmbeddedPostgres
 ) -> None:

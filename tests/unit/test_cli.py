@@ -134,6 +134,7 @@ def test_options_of_serve_win_over_the_environment_and_reach_its_processes(
         (["serve", "--port", "99999"], "JOURNAL_PORT='99999'"),
         (["serve", "--wal-segment-bytes", "lots"], "JOURNAL_WAL_SEGMENT_BYTES='lots'"),
         (["serve", "--host", "0.0.0.0"], "loopback"),
+        (["serve", "--data-dir", "a$b"], "JOURNAL_DATA_DIR='a$b'"),
         (["migrate", "--database-url", "mysql://x"], "JOURNAL_DATABASE_URL='mysql://x'"),
         (["adopt", "--environment", "a b"], "JOURNAL_ENVIRONMENT='a b'"),
         (["migrate", "--grant-to", ""], "--grant-to=''"),
