@@ -37,6 +37,7 @@ from app.api.bodies import Bodies, IncomingBody, again
 from app.api.connections import Connections, max_connections, peer_of
 from app.api.entries import PATH as ENTRIES_PATH
 from app.api.entries import EntriesEndpoint
+from app.api.large_answers import LargeAnswers
 from app.api.problems import TRANSLATED, HttpProblem, problem_of
 from app.api.routes import Flushes, router
 from app.api.schema import complete
@@ -195,6 +196,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         settings.idle_timeout_s,
         settings.flood_ban_s,
     )
+    app.state.large_answers = LargeAnswers(app.turns, app.connections)
     app.entries = EntriesEndpoint(journal, guard, app.connections)
     # So that the router knows the path, and refuses its other methods.
     app.router.routes.append(Route(ENTRIES_PATH, app.entries, methods=["POST"]))

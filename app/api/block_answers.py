@@ -1,6 +1,6 @@
 """Blocks, their commands and delegations as answers show them, and their documentation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -181,13 +181,19 @@ def delegation_answer(delegation: Delegation) -> dict[str, Any]:
     return _shown(delegation, Delegation.__struct_fields__)
 
 
-def commands_answer(
-    block: StoredBlock,
-    commands: list[BlockCommand],
-    contents: Mapping[int, Entry] | None = None,
-) -> dict[str, Any]:
+def commands_answer(block: StoredBlock) -> dict[str, Any]:
+    """What answers show around a block's commands."""
+    return {
+        "height": block.header.batch_seq,
+        "block_hash": hex_text(block.block_hash),
+        "commands": [],
+    }
+
+
+def each_command_answer(
+    commands: Iterable[BlockCommand], contents: Mapping[int, Entry] | None = None
+) -> Iterator[dict[str, Any]]:
     """A block's commands as answers show them; with `contents`, those of all of them."""
-    shown = []
     for command in commands:
         answer = {
             "command_id": command.command_id,
@@ -202,12 +208,7 @@ def commands_answer(
             # Each field spelled out: those that equal their default would be left out else.
             answer["events"] = [msgspec.structs.asdict(event) for event in entry.events]
             answer["identity_derived"] = entry.command_identity_hash in (None, ZERO32)
-        shown.append(answer)
-    return {
-        "height": block.header.batch_seq,
-        "block_hash": hex_text(block.block_hash),
-        "commands": shown,
-    }
+        yield answer
 
 
 _ADDRESSES: Final = frozenset({"signer", "delegator", "delegate"})

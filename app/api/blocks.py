@@ -6,12 +6,13 @@ end. `next` is the `after` of the next page. It is null where the order has come
 is final in descending order alone: in ascending order a client goes on from the last block it got.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.api.answers import documented
+from app.api.answers import documented, prefers_msgpack
 from app.api.block_answers import (
     AuthoritiesAnswer,
     BlockAnswer,
@@ -20,12 +21,15 @@ from app.api.block_answers import (
     block_answer,
     commands_answer,
     delegation_answer,
+    each_command_answer,
     hex_text,
 )
 from app.api.block_source import BlockSource, block_at, blocks_of, newest_block
-from app.api.caching import CACHED, not_modified, tagged_answer
+from app.api.caching import CACHED, cache_headers, is_held, tagged_answer
+from app.api.formats import JSON, MSGPACK, PART_ITEMS, encode_in_parts
+from app.api.large_answers import LargeAnswers
 from app.api.problems import HttpProblem
-from app.chain.store import BlockCommand, StoredBlock
+from app.chain.store import StoredBlock
 from app.errors import DatabaseUnavailable
 from app.model.entry import MAX_INT64, Entry
 
@@ -117,14 +121,22 @@ async def get_block_commands(
     """
     source = blocks_of(request)
     block = block_at(source, height)
-    tag = hex_text(block.block_hash)
-    held = not_modified(request, immutable=True, tag=tag)
-    if held is not None:
-        return held
-    commands = source.store.commands(height)
-    contents = await _content_of(source, block, commands) if content else None
-    answer = commands_answer(block, commands, contents)
-    return tagged_answer(request, answer, immutable=True, tag=tag)
+    msgpack = prefers_msgpack(request)
+    headers = cache_headers(hex_text(block.block_hash), msgpack=msgpack, immutable=True)
+    if is_held(request, headers["etag"]):
+        return Response(status_code=304, headers=headers)
+
+    async def begin() -> Iterator[bytes]:
+        contents = await _content_of(source, block) if content else None
+        commands = _each_command(source, block, contents)
+        count = block.header.command_count
+        return encode_in_parts(commands_answer(block), commands, count, msgpack=msgpack)
+
+    headers["content-type"] = MSGPACK if msgpack else JSON
+    if not content and block.header.command_count <= PART_ITEMS:
+        return Response(b"".join(await begin()), headers=headers)
+    large: LargeAnswers = request.app.state.large_answers
+    return await large.answer(request, begin, headers)
 
 
 @router.get(
@@ -150,17 +162,30 @@ def _is_final(page: list[StoredBlock], after: int | None, more: bool, descending
     return more
 
 
-async def _content_of(
-    source: BlockSource, block: StoredBlock, commands: list[BlockCommand]
-) -> Mapping[int, Entry]:
-    """The entries of all of a block's commands. Raises `HttpProblem` when any can't be had."""
+async def _content_of(source: BlockSource, block: StoredBlock) -> Mapping[int, Entry]:
+    """The entries of a block's commands. Raises `HttpProblem` when they can't be had."""
     height = block.header.batch_seq
     try:
         contents = await source.content_of(height)
     except DatabaseUnavailable as error:
         detail = f"the log no longer has the content of block {height}, and Postgres: {error}"
         raise HttpProblem(503, "content_unavailable", detail) from error
-    if contents is None or any(command.command_id not in contents for command in commands):
-        detail = f"neither the log nor Postgres has the content of block {height}"
-        raise HttpProblem(503, "content_unavailable", detail)
+    if contents is None:
+        raise _no_content(block)
     return contents
+
+
+def _each_command(
+    source: BlockSource, block: StoredBlock, contents: Mapping[int, Entry] | None
+) -> Iterator[dict[str, Any]]:
+    """The commands as the answer shows them. Raises `HttpProblem` at one without its content."""
+    commands = source.store.each_command(block.header.batch_seq)
+    try:
+        yield from each_command_answer(commands, contents)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise _no_content(block) from error
+
+
+def _no_content(block: StoredBlock) -> HttpProblem:
+    detail = f"neither the log nor Postgres has the content of block {block.header.batch_seq}"
+    return HttpProblem(503, "content_unavailable", detail)

@@ -41,21 +41,14 @@ def tagged_answer(
     body, content_type = encode(payload, msgpack=msgpack)
     if tag is None:
         tag = blake2b(body, digest_size=_TAG_BYTES).hexdigest()
-    headers = _headers(tag, msgpack=msgpack, immutable=immutable)
-    if _is_held(request, headers["etag"]):
+    headers = cache_headers(tag, msgpack=msgpack, immutable=immutable)
+    if is_held(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=content_type)
 
 
-def not_modified(request: Request, *, immutable: bool, tag: str) -> Response | None:
-    """The 304 of a client that has what `tag` names, before any work is done for it."""
-    headers = _headers(tag, msgpack=prefers_msgpack(request), immutable=immutable)
-    return (
-        Response(status_code=304, headers=headers) if _is_held(request, headers["etag"]) else None
-    )
-
-
-def _headers(tag: str, *, msgpack: bool, immutable: bool) -> dict[str, str]:
+def cache_headers(tag: str, *, msgpack: bool, immutable: bool) -> dict[str, str]:
+    """The header fields of an answer, and of its 304."""
     return {
         "etag": f'"{tag}-msgpack"' if msgpack else f'"{tag}"',
         "cache-control": IMMUTABLE if immutable else REVALIDATED,
@@ -63,7 +56,7 @@ def _headers(tag: str, *, msgpack: bool, immutable: bool) -> dict[str, str]:
     }
 
 
-def _is_held(request: Request, etag: str) -> bool:
+def is_held(request: Request, etag: str) -> bool:
     """Whether `If-None-Match` names the tag; compared weakly, as RFC 9110, 13.1.2, has it."""
     held = ",".join(request.headers.getlist("if-none-match"))
     return held.strip() == "*" or etag in _TAGS.findall(held)

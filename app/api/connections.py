@@ -76,8 +76,9 @@ class _Use:
     """What is known of a connection: requests in progress, and since when there are none.
 
     `on_disk` of them wait for their entries to be durable. `small_parts` were read in the window
-    that is open. `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the
-    client. `overdue_bytes` belong to no request, by the last look.
+    that is open. `kept_bytes` of answers are made, but not handed to the server yet,
+    `answered_bytes` were handed to the server to be sent, `taken_bytes` are at the client.
+    `overdue_bytes` belong to no request, by the last look.
     """
 
     since: float
@@ -88,6 +89,7 @@ class _Use:
     small_parts: int = 0
     is_cut: bool = False
     has_flooded: bool = False
+    kept_bytes: int = 0
     answered_bytes: int = 0
     taken_bytes: int = 0
     unasked: Unasked = field(default_factory=Unasked)
@@ -100,7 +102,7 @@ class _Use:
     @property
     def untaken_bytes(self) -> int:
         """How much of its answers waits for the client. What else was sent makes it less."""
-        return max(0, self.answered_bytes - self.taken_bytes)
+        return self.kept_bytes + max(0, self.answered_bytes - self.taken_bytes)
 
     def taken(self, size_bytes: int, now: float) -> None:
         """Note how much the client has; a slow one is not an idle one."""
@@ -181,6 +183,12 @@ class Connections:
             self._answered_bytes += size_bytes
             if self._answered_bytes > self._max_untaken_bytes // 4:
                 self.check(monotonic())
+
+    def keeps(self, peer: Peer, size_bytes: int) -> None:
+        """So much more of this client's answers, or less, waits to be handed to the server."""
+        use = self._uses.get(peer)
+        if use is not None:
+            use.kept_bytes += size_bytes
 
     def counting(self, peer: Peer, send: Send) -> Send:
         """`send`, with what goes out in answers counted."""

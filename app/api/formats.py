@@ -3,16 +3,22 @@
 Which format a body has, which one an answer should have, and the encoding of answers.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
 
 from app.api.problems import PROBLEM_JSON, HttpProblem
+from app.model.packing import array_header
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 MSGPACK_TYPES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 JSON_TYPES: Final = frozenset({JSON})
+
+# What one part of an encoding holds at least, unless it is the last.
+PART_ITEMS: Final = 64
+PART_BYTES: Final = 128 << 10
 
 _json: Final = msgspec.json.Encoder()
 _msgpack: Final = msgspec.msgpack.Encoder()
@@ -58,3 +64,28 @@ def encode(answer: Any, *, msgpack: bool, problem: bool = False) -> tuple[bytes,
     if msgpack:
         return _msgpack.encode(answer), MSGPACK
     return _json.encode(answer), PROBLEM_JSON if problem else JSON
+
+
+def encode_in_parts(
+    answer: dict[str, Any], items: Iterable[Any], count: int, *, msgpack: bool
+) -> Iterator[bytes]:
+    """The encoding of an answer with its last value, an empty list, filled with so many `items`.
+
+    Each part is made when it is asked for, of items that are: it takes about as long as any other.
+    """
+    encode_item = (_msgpack if msgpack else _json).encode
+    begun = encode_item(answer)
+    begin = begun[:-1] + array_header(count) if msgpack else begun[:-2]
+    between, end = (b"", b"") if msgpack else (b",", b"]}")
+    part: list[bytes] = []
+    size_bytes = 0
+    for item in items:
+        part.append(encode_item(item))
+        size_bytes += len(part[-1])
+        if len(part) >= PART_ITEMS or size_bytes >= PART_BYTES:
+            yield begin + between.join(part)
+            begin, part, size_bytes = between, [], 0
+    if part or begin != between:
+        end = begin + between.join(part) + end
+    if end:
+        yield end

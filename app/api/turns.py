@@ -20,17 +20,18 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._taken = False
 
-    async def take(self) -> None:
+    async def take(self, *, going_on: bool = False) -> None:
         """Wait for a turn; none is waited for where nobody else has one in this round.
 
-        Raises `Unavailable` when as many wait as may.
+        Raises `Unavailable` when as many wait as may, unless the call is `going_on`: it had a turn
+        before, and takes another for what it does next.
         """
         loop = asyncio.get_running_loop()
         if not self._taken:
             self._taken = True
             loop.call_soon(self._after, perf_counter())
             return
-        if len(self._waiting) >= self._limit:
+        if len(self._waiting) >= self._limit and not going_on:
             raise Unavailable(f"{self._limit} calls wait for their turn")
         turn = loop.create_future()
         if not self._waiting:

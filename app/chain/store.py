@@ -5,7 +5,7 @@ an older block and is caught up. A block is applied in one write, and published 
 assignment after that: what is read here is never half of a block, nor ahead of `state`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -241,9 +241,13 @@ class CommitmentStore:
 
     def commands(self, height: int) -> list[BlockCommand]:
         """The commands of a block, in their order; none when there is no such block."""
+        return list(self.each_command(height))
+
+    def each_command(self, height: int) -> Iterator[BlockCommand]:
+        """The same one by one, read at once and each decoded when it is asked for."""
         block = self.block(height)
         if block is None:
-            return []
+            return iter(())
         first_leaf = block.header.first_seq
         value = self._rocks.get(commands_key(first_leaf))
         what = f"the commands of block {height}"

@@ -216,10 +216,15 @@ def encode_commands(
     return encode(columns)
 
 
-def decode_commands(value: bytes, first_leaf: int) -> list[BlockCommand]:
-    """Decode what `encode_commands` returned. Raises `msgspec.DecodeError`."""
+def decode_commands(value: bytes, first_leaf: int) -> Iterator[BlockCommand]:
+    """Decode what `encode_commands` returned, each command when it is asked for.
+
+    What does not decode raises `ValueError` at once.
+    """
     columns = _decode_columns(value)
-    return [
+    if len(columns.ids) != len(columns.types):
+        raise ValueError(f"{len(columns.ids)} ids and {len(columns.types)} types")
+    return (
         BlockCommand(
             columns.first_command_id + step,
             columns.uuids[index * UUID_BYTES : (index + 1) * UUID_BYTES],
@@ -228,7 +233,7 @@ def decode_commands(value: bytes, first_leaf: int) -> list[BlockCommand]:
             first_leaf + index,
         )
         for index, (step, command_type) in enumerate(zip(columns.ids, columns.types, strict=True))
-    ]
+    )
 
 
 def decode_height(value: bytes) -> int:

@@ -10,17 +10,19 @@ import logging
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
+
+from msgspec import Raw
 
 from app.chain.store import StoredBlock
 from app.errors import CorruptionError
 from app.model.entry import Entry
-from app.wal.decoding import decode_raw, decode_record
+from app.wal.decoding import decode_command, decode_raw
 from app.wal.files import FileSystem
 from app.wal.reader import SegmentReader
-from app.wal.record import Batch, Genesis, RawBatch
+from app.wal.record import Genesis, RawBatch, read_outline
 from app.wal.segments import Segment, list_segments
 
 _log = logging.getLogger(__name__)
@@ -44,20 +46,25 @@ class LoggedBlocks:
         # One look at a time: each takes a thread of a pool that others need too.
         self._looking = asyncio.Lock()
 
-    async def entries(self, block: StoredBlock, end: int) -> dict[int, Entry] | None:
+    async def entries(self, block: StoredBlock, end: int) -> "LoggedEntries | None":
         """The block commands of a block, by `command_id`; None where the log has them no more.
 
         `end` is the end of a durable record: the block's own, or a later one.
         """
         async with self._looking:
+            look = asyncio.ensure_future(asyncio.to_thread(self._find, block, end))
             try:
-                return await asyncio.to_thread(self._find, block, end)
+                return await asyncio.shield(look)
+            except asyncio.CancelledError:
+                # The thread goes on, and what it reads is held: so is the lock.
+                await asyncio.wait({look})
+                raise
             except (OSError, CorruptionError, ValueError) as error:
                 # It may be given back at this very moment. Damage is for recovery to judge.
                 _log.info("block %d can't be read from the log: %s", block.header.batch_seq, error)
                 return None
 
-    def _find(self, block: StoredBlock, end: int) -> dict[int, Entry] | None:
+    def _find(self, block: StoredBlock, end: int) -> "LoggedEntries | None":
         segment = self._segment_of(block.first_command_id)
         if segment is None:
             return None
@@ -70,10 +77,10 @@ class LoggedBlocks:
             reader.close()
         if frame is None:
             return None
-        batch = decode_record(frame.payload)
-        if not isinstance(batch, Batch) or batch.header != block.header or not batch.block_indices:
+        batch = decode_raw(frame.payload)
+        if not isinstance(batch, RawBatch) or batch.header != block.header:
             return None
-        return {batch.first_command_id + at: batch.commands[at] for at in batch.block_indices}
+        return LoggedEntries(batch) if batch.block_indices else None
 
     def _segment_of(self, command_id: int) -> Segment | None:
         segments = list_segments(self._files, self._directory)
@@ -104,6 +111,30 @@ class LoggedBlocks:
         return places
 
 
+class LoggedEntries(Mapping[int, Entry]):
+    """A record's block commands by `command_id`, each decoded when it is asked for.
+
+    To decode all of a large one at once would keep the interpreter from everything else. What does
+    not decode raises `msgspec.DecodeError`.
+    """
+
+    def __init__(self, batch: RawBatch) -> None:
+        first, indices = batch.first_command_id, batch.block_indices or ()
+        self._commands: dict[int, Raw] = {first + at: batch.commands[at] for at in indices}
+
+    def __getitem__(self, command_id: int) -> Entry:
+        return decode_command(self._commands[command_id])
+
+    def __contains__(self, command_id: object) -> bool:
+        return command_id in self._commands
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+
 class _Places:
     """Where the records of a segment's blocks begin, as far as the segment has been read."""
 
@@ -118,6 +149,9 @@ class _Places:
             return self._offsets[at] if at >= 0 and self._offsets[at] >= retained else None
         for frame in reader.frames(max(self._read_to, retained), end):
             self._read_to = frame.end
+            outline = read_outline(frame.payload)
+            if outline is not None and not outline.is_block:
+                continue
             record = decode_raw(frame.payload)
             if not isinstance(record, RawBatch) or record.header is None:
                 continue

@@ -12,7 +12,9 @@ from threading import Thread
 from typing import TypeVar
 
 import msgspec
+from msgspec import Raw
 
+from app.model.entry import Entry
 from app.wal import record
 from app.wal.record import Batch, Genesis, KeyedBatch, RawBatch
 
@@ -34,6 +36,11 @@ def decode_record(payload: Payload) -> Genesis | Batch:
 def decode_keyed(payload: Payload) -> Genesis | KeyedBatch:
     """Decode a payload with nothing but the keys of its commands. Raises `msgspec.DecodeError`."""
     return _decoded(record.decode_keyed, payload)
+
+
+def decode_command(command: Raw) -> Entry:
+    """Decode one command of a `RawBatch`. Raises `msgspec.DecodeError`."""
+    return _decoded(record.decode_command, command)
 
 
 def at_any_depth(call: Callable[[], Result]) -> Result:

@@ -21,8 +21,11 @@ from starlette.types import Message, Scope
 from app.access import Access
 from app.api import block_stream, blocks, proofs
 from app.api.answers import on_error, on_http_exception, on_invalid_parameter
+from app.api.connections import Connections
+from app.api.large_answers import LargeAnswers
 from app.api.problems import TRANSLATED
 from app.api.security import Guard
+from app.api.turns import Turns
 from app.chain.header import Delegation, Header
 from app.chain.store import CommitmentStore
 from app.errors import DatabaseUnavailable
@@ -190,6 +193,9 @@ def make_app(view: BlockView) -> FastAPI:
     )
     app.state.blocks = view
     app.state.streams = block_stream.Streams()
+    app.state.turns = Turns(_NO_LIMIT)
+    app.state.connections = Connections(_NO_LIMIT, _NO_LIMIT, _NO_LIMIT)
+    app.state.large_answers = LargeAnswers(app.state.turns, app.state.connections)
     app.state.guard = Guard(Access(None))
     for each in (block_stream, blocks, proofs):
         app.include_router(each.router)

@@ -132,6 +132,6 @@ async def test_a_segment_is_read_once_for_all_of_its_blocks(
     for _ in range(3):
         for height in range(6):
             assert await found(service, logged, height)
-    records = 3 * 6
+    looks, blocks = 3 * 6, 6
     segments = len(list_segments(FileSystem(), service.settings.wal_dir))
-    assert len(decoded) <= records + 2 * segments
+    assert len(decoded) <= looks + blocks + 2 * segments
