@@ -142,6 +142,17 @@ def dear_calls(target: Target) -> None:
         send_and_listen(target, calls)
 
 
+def large_blocks(target: Target) -> None:
+    """A block of many commands, read with their content twice a second."""
+    call = b"GET /blocks/0/commands?content=true HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    while again():
+        with target.http1() as attacker:
+            attacker.send(call)
+            while attacker.received():
+                pass
+        time.sleep(0.5)
+
+
 def continuations(target: Target) -> None:
     """Header blocks that never end: of frames that hold much, and of frames that hold nothing."""
     begun = HeadersFrame(1, data=b"\x82").serialize()
@@ -304,6 +315,7 @@ ATTACKS: Final[dict[str, Callable[[Target], None]]] = {
         slow_streams,
         small_frames,
         dear_calls,
+        large_blocks,
         continuations,
         header_tables,
         settings,

@@ -23,7 +23,7 @@ from typing import Final
 
 import httpx
 
-from bench.attackers import ATTACKS, BODY, Target
+from bench.attackers import ATTACKS, BODY, Target, large_blocks
 from tests.support.http_entries import msgpack_entry, packed
 from tests.support.service import Service
 
@@ -33,6 +33,10 @@ WARM_S: Final = 0.5
 RATE: Final = 100
 ENTRIES: Final = 10
 MOST: Final = 2.0
+# The first block of a service that is attacked by its blocks.
+BLOCK_ENTRIES: Final = 10_000
+BLOCK_ENTRY_BYTES: Final = 1300
+WITH_BLOCKS: Final = frozenset({large_blocks.__name__})
 NO_DATABASE: Final = "postgresql://127.0.0.1:9/none"
 
 
@@ -103,18 +107,40 @@ async def measure(service: Service, name: str, sources: Iterator[str]) -> bool:
     return ratio < MOST
 
 
+def attacked(names: list[str], sources: Iterator[str], *, with_blocks: bool) -> list[bool]:
+    """Attack one service in each of these ways."""
+    if not names:
+        return []
+    options = {"ALLOW_NEW_WAL": "true", "FLOOD_BAN_S": os.environ.get("JOURNAL_FLOOD_BAN_S", "60")}
+    if with_blocks:
+        options["BLOCK_COMMANDS"] = "*"
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-attacks-") as folder,
+        Service(Path(folder) / "data", NO_DATABASE, **options) as service,
+    ):
+        service.start()
+        if with_blocks:
+            post_block(service)
+        return [asyncio.run(measure(service, name, sources)) for name in names]
+
+
+def post_block(service: Service) -> None:
+    """A request that becomes a large block."""
+    data = b"\x01" * BLOCK_ENTRY_BYTES
+    entries = (msgpack_entry(command_type="Any", command_data=data) for _ in range(BLOCK_ENTRIES))
+    url = f"{service.url}/entries"
+    httpx.post(url, content=packed(*entries), headers=dict(BODY), timeout=60).raise_for_status()
+
+
 def main() -> int:
     """Measure the attacks that are named, or all."""
     names = sys.argv[1:] or list(ATTACKS)
-    with tempfile.TemporaryDirectory(prefix="bench-attacks-") as folder:
-        data_dir = Path(folder) / "data"
-        ban_s = os.environ.get("JOURNAL_FLOOD_BAN_S", "60")
-        options = {"ALLOW_NEW_WAL": "true", "FLOOD_BAN_S": ban_s}
-        with Service(data_dir, NO_DATABASE, **options) as service:
-            service.start()
-            # The honest client's is 127.0.0.1.
-            sources = (f"127.{high}.1.1" for high in range(1, 255))
-            results = [asyncio.run(measure(service, name, sources)) for name in names]
+    # The honest client's is 127.0.0.1.
+    sources = (f"127.{high}.1.1" for high in range(1, 255))
+    results = []
+    for with_blocks in (False, True):
+        chosen = [name for name in names if (name in WITH_BLOCKS) == with_blocks]
+        results += attacked(chosen, sources, with_blocks=with_blocks)
     return 0 if all(results) else 1
 
 
