@@ -18,11 +18,13 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
 from app.access import Access
@@ -80,9 +82,15 @@ class JournalApp(FastAPI):
     _description: bytes | None = None
 
     def setup(self) -> None:
-        """FastAPI's own pages, but the description of the API is rendered once."""
+        """FastAPI's own pages, but the description of the API is rendered once.
+
+        What its page loads comes from here, too: FastAPI's own has scripts of another host, which
+        could call whatever the browser may, and is empty where that host can't be reached.
+        """
         self._describing = asyncio.Lock()
         self.add_route(str(self.openapi_url), self._describe, include_in_schema=False)
+        self.add_route("/docs", self._show, include_in_schema=False)
+        self.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
         super().setup()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,6 +154,15 @@ class JournalApp(FastAPI):
                 self._description = bytes(rendered)
         return Response(self._description, media_type=JSONResponse.media_type)
 
+    async def _show(self, _: Request) -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{self.title}: its API",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+        )
+
 
 def create_app(settings: Settings | None = None) -> JournalApp:
     """Build the application.
@@ -163,6 +180,7 @@ def create_app(settings: Settings | None = None) -> JournalApp:
         version="0.1.0",
         lifespan=_lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         exception_handlers={
             Exception: on_error,

@@ -1,6 +1,7 @@
 """The OpenAPI document tells the truth about the running service."""
 
 import json
+import re
 from base64 import b64encode
 from typing import Any, Final
 
@@ -94,7 +95,12 @@ def test_patterns_are_written_as_json_schema_reads_them(document: dict[str, Any]
 def test_the_page_for_people_is_served(client: httpx.Client) -> None:
     response = client.get("/docs")
     assert response.headers["content-type"].startswith("text/html")
-    assert "/openapi.json" in response.text
+    assert "openapi.json" in response.text
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', response.text)
+    assert len(loaded) == 3
+    for url in loaded:
+        assert "://" not in url, "a page that others have a say in"
+        assert client.get(f"/{url}").status_code == 200, url
 
 
 def test_the_examples_of_post_entries_are_what_the_service_takes_and_gives(
