@@ -17,6 +17,10 @@ from app.model.codec import PreparedRequest, RequestCodec
 from app.model.weight import check_weight, is_light, light_bytes
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+# Members may be empty: their number must have a limit of its own. Block compressors make one of 64
+# KiB.
+_MAX_MEMBERS: Final = 1000
+_PIECE_BYTES: Final = 64 << 10
 
 Body = bytes | bytearray
 
@@ -68,18 +72,45 @@ class Scales:
         return self._codec.prepare(plain, json=json)
 
 
-def inflate(body: Body, limit_bytes: int) -> bytes | None:
-    """What a gzip body holds; None where that is more than `limit_bytes`.
+def inflate(body: Body, limit_bytes: int) -> bytearray | None:
+    """What a gzip body holds in all of its members (RFC 1952); None when more than `limit_bytes`.
 
-    Raises a 400 for what is not one whole gzip stream.
+    Raises a 400 for what is not gzip from its first byte to its last.
+    """
+    view, plain = memoryview(body), bytearray()
+    at, members = 0, 0
+    try:
+        while members == 0 or at < len(view):
+            if members == _MAX_MEMBERS:
+                raise _not_gzip(f"the gzip body has more than {_MAX_MEMBERS} members")
+            at = _inflate_member(view, at, plain, limit_bytes)
+            members += 1
+            if len(plain) > limit_bytes:
+                return None
+    except zlib.error as error:
+        raise _not_gzip(f"the body is not valid gzip: {error}") from None
+    return plain
+
+
+def _inflate_member(view: memoryview, at: int, plain: bytearray, limit_bytes: int) -> int:
+    """Append what the member at `at` holds to `plain`, or what exceeds the limit by one byte.
+
+    Returns where the member ends. It is taken in pieces: what zlib has not used is copied.
     """
     inflater = zlib.decompressobj(_GZIP_WINDOW)
-    try:
-        plain = inflater.decompress(body, limit_bytes + 1)
-    except zlib.error as error:
-        raise HttpProblem(400, "undecodable_body", f"the body is not valid gzip: {error}") from None
-    if len(plain) > limit_bytes:
-        return None
-    if not inflater.eof or inflater.unused_data:
-        raise HttpProblem(400, "undecodable_body", "the body is not one complete gzip stream")
-    return plain
+    while not inflater.eof:
+        taken: bytes | memoryview = inflater.unconsumed_tail
+        if not taken:
+            taken = view[at : at + _PIECE_BYTES]
+            at += len(taken)
+        piece = inflater.decompress(taken, min(_PIECE_BYTES, limit_bytes + 1 - len(plain)))
+        if not (taken or piece or inflater.eof):
+            raise _not_gzip("the body is not complete gzip")
+        plain += piece
+        if len(plain) > limit_bytes:
+            break
+    return at - len(inflater.unused_data)
+
+
+def _not_gzip(message: str) -> HttpProblem:
+    return HttpProblem(400, "undecodable_body", message)

@@ -199,6 +199,13 @@ def test_gzip_is_undone(client: httpx.Client) -> None:
         assert accepted(response)["count"] == 50
 
 
+def test_a_gzip_body_may_have_several_members(client: httpx.Client) -> None:
+    text = json.dumps({"entries": [json_entry() for _ in range(50)]}).encode()
+    body = gzip.compress(text[:100]) + gzip.compress(text[100:])
+    headers = {"content-type": JSON, "content-encoding": "gzip"}
+    assert accepted(client.post("/entries", content=body, headers=headers))["count"] == 50
+
+
 def test_http_2_with_prior_knowledge_on_the_port_of_http_1(
     client: httpx.Client, h2_client: httpx.Client
 ) -> None:
