@@ -27,6 +27,7 @@ BLOCK_READER_LIMITS: Final = Limits(10, 60, 10, 600)
 # What one look at the database brings at most, save for a single block that is larger.
 MAX_COMMANDS: Final = 2000
 MAX_CONTENT_BYTES: Final = 8 << 20
+_COMMANDS_AT_ONCE: Final = 250
 
 # A limit that the planner can see keeps it from reading all of the roots.
 _BLOCKS: Final = """
@@ -53,6 +54,11 @@ _COMMANDS: Final = """
 SELECT batch_seq, leaf_index, command_id, request_uuid, command_type, command_identity_hash
 FROM rsm_block_commands WHERE environment = $1 AND batch_seq BETWEEN $2 AND $3
 ORDER BY batch_seq, leaf_index
+"""
+_COMMANDS_OF_A_BLOCK: Final = """
+SELECT leaf_index, command_id, request_uuid, command_type, command_identity_hash
+FROM rsm_block_commands WHERE environment = $1 AND batch_seq = $2 AND leaf_index > $3
+ORDER BY leaf_index LIMIT $4
 """
 _SIZES: Final = """
 SELECT command_id, octet_length(command_data) + coalesce((
@@ -197,12 +203,20 @@ class BlockReader:
                         yield block
 
     async def commands(self, height: int, *, content: bool = False) -> list[HeldCommand]:
-        """The commands of one block, in order; none where there is no such block."""
-        found = [_command(row) for row in await self._fetch(_COMMANDS, height, height)]
-        if not content:
-            return found
-        contents = await self._contents(found, height, height)
-        return [_with_content(command, contents) for command in found]
+        """The commands of one block, in order; none where there is no such block.
+
+        A few at a time: what else the event loop has to do waits while rows become objects.
+        """
+        found: list[HeldCommand] = []
+        after = -1
+        while rows := await self._fetch(_COMMANDS_OF_A_BLOCK, height, after, _COMMANDS_AT_ONCE):
+            after = rows[-1]["leaf_index"]
+            part = [_command(row) for row in rows]
+            if content:
+                contents = await self._contents(part, height, height)
+                part = [_with_content(command, contents) for command in part]
+            found += part
+        return found
 
     async def close(self) -> None:
         """Give up the connection, and with it the view of one moment."""

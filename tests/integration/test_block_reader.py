@@ -212,6 +212,20 @@ async def test_authorities_are_the_newest_first(
     assert await reader.authorities() == delegations[::-1]
 
 
+async def test_the_commands_of_a_large_block_are_all_read_alone_as_with_other_blocks(
+    sink: Sink, chain: BlockChain, reader: BlockReader
+) -> None:
+    """One block's are read a few at a time, and one of these is a repeated entry kept whole."""
+    again = tick()
+    entries = [tick() for _ in range(700)]
+    await apply(sink, chain.batch(tick(), again), chain.batch(*entries, again), chain.batch(tick()))
+    (_, block, _) = await read(reader)
+    assert len(block.commands) == len(entries) + 1
+    assert await reader.commands(1, content=True) == block.commands
+    without = [replace(command, content=None) for command in block.commands]
+    assert await reader.commands(1) == without
+
+
 async def test_the_newest_block_is_the_highest(
     sink: Sink, chain: BlockChain, database_url: str
 ) -> None:
