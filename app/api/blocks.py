@@ -25,8 +25,8 @@ from app.api.block_answers import (
     hex_text,
 )
 from app.api.block_source import BlockSource, block_at, blocks_of, newest_block
-from app.api.caching import CACHED, cache_headers, is_held, tagged_answer
-from app.api.formats import JSON, MSGPACK, PART_ITEMS, encode_in_parts
+from app.api.caching import CACHED, not_modified, tagged_answer
+from app.api.formats import encode_in_parts
 from app.api.large_answers import LargeAnswers
 from app.api.problems import HttpProblem
 from app.chain.store import StoredBlock
@@ -36,6 +36,8 @@ from app.model.entry import MAX_INT64, Entry
 router: Final = APIRouter()
 
 _MAX_LIMIT: Final = 1000
+# So many blocks or commands, without content, are shown at once.
+_SMALL: Final = 100
 Height = Annotated[int, Path(ge=0, le=MAX_INT64, examples=[0])]
 
 
@@ -68,11 +70,19 @@ async def get_blocks(
     found = blocks_of(request).store.blocks(after, limit + 1, descending=descending)
     page = found[:limit]
     more = len(found) > limit
-    answer = {
-        "blocks": [block_answer(block) for block in page],
-        "next": page[-1].header.batch_seq if more else None,
-    }
-    return tagged_answer(request, answer, immutable=_is_final(page, after, more, descending))
+    following = {"next": page[-1].header.batch_seq if more else None}
+    immutable = _is_final(page, after, more, descending)
+    if len(page) <= _SMALL:
+        answer = {"blocks": [block_answer(block) for block in page], **following}
+        return tagged_answer(request, answer, immutable=immutable)
+
+    async def begin() -> Iterator[bytes]:
+        msgpack = prefers_msgpack(request)
+        shown = map(block_answer, page)
+        return encode_in_parts({"blocks": []}, shown, len(page), following, msgpack=msgpack)
+
+    large: LargeAnswers = request.app.state.large_answers
+    return await large.answer(request, begin, immutable=immutable)
 
 
 @router.get(
@@ -121,22 +131,26 @@ async def get_block_commands(
     """
     source = blocks_of(request)
     block = block_at(source, height)
-    msgpack = prefers_msgpack(request)
-    headers = cache_headers(hex_text(block.block_hash), msgpack=msgpack, immutable=True)
-    if is_held(request, headers["etag"]):
-        return Response(status_code=304, headers=headers)
+    tag = hex_text(block.block_hash)
+    held = not_modified(request, immutable=True, tag=tag)
+    if held is not None:
+        return held
 
     async def begin() -> Iterator[bytes]:
         contents = await _content_of(source, block) if content else None
-        commands = _each_command(source, block, contents)
-        count = block.header.command_count
-        return encode_in_parts(commands_answer(block), commands, count, msgpack=msgpack)
+        return encode_in_parts(
+            commands_answer(block),
+            _each_command(source, block, contents),
+            block.header.command_count,
+            msgpack=prefers_msgpack(request),
+        )
 
-    headers["content-type"] = MSGPACK if msgpack else JSON
-    if not content and block.header.command_count <= PART_ITEMS:
-        return Response(b"".join(await begin()), headers=headers)
+    if not content and block.header.command_count <= _SMALL:
+        answer = commands_answer(block)
+        answer["commands"] = list(_each_command(source, block, None))
+        return tagged_answer(request, answer, immutable=True, tag=tag)
     large: LargeAnswers = request.app.state.large_answers
-    return await large.answer(request, begin, headers)
+    return await large.answer(request, begin, immutable=True, tag=tag)
 
 
 @router.get(

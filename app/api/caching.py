@@ -3,6 +3,7 @@
 A tag stands for the exact bytes of an answer, so each format has its own.
 """
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from re import compile as compile_pattern
 from typing import Any, Final
@@ -40,11 +41,25 @@ def tagged_answer(
     msgpack = prefers_msgpack(request)
     body, content_type = encode(payload, msgpack=msgpack)
     if tag is None:
-        tag = blake2b(body, digest_size=_TAG_BYTES).hexdigest()
+        tag = tag_of((body,))
     headers = cache_headers(tag, msgpack=msgpack, immutable=immutable)
     if is_held(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type=content_type)
+
+
+def not_modified(request: Request, *, immutable: bool, tag: str) -> Response | None:
+    """The 304 of a client that has what `tag` names, before any work is done for it."""
+    headers = cache_headers(tag, msgpack=prefers_msgpack(request), immutable=immutable)
+    return Response(status_code=304, headers=headers) if is_held(request, headers["etag"]) else None
+
+
+def tag_of(parts: Iterable[bytes]) -> str:
+    """What names an encoding."""
+    digest = blake2b(digest_size=_TAG_BYTES)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def cache_headers(tag: str, *, msgpack: bool, immutable: bool) -> dict[str, str]:

@@ -67,16 +67,28 @@ def encode(answer: Any, *, msgpack: bool, problem: bool = False) -> tuple[bytes,
 
 
 def encode_in_parts(
-    answer: dict[str, Any], items: Iterable[Any], count: int, *, msgpack: bool
+    answer: dict[str, Any],
+    items: Iterable[Any],
+    count: int,
+    behind: dict[str, Any] | None = None,
+    *,
+    msgpack: bool,
 ) -> Iterator[bytes]:
     """The encoding of an answer with its last value, an empty list, filled with so many `items`.
+
+    `behind` is what follows the list in the answer.
 
     Each part is made when it is asked for, of items that are: it takes about as long as any other.
     """
     encode_item = (_msgpack if msgpack else _json).encode
-    begun = encode_item(answer)
-    begin = begun[:-1] + array_header(count) if msgpack else begun[:-2]
-    between, end = (b"", b"") if msgpack else (b",", b"]}")
+    begun, rest = encode_item(answer), encode_item(behind or {})
+    if msgpack:
+        # A map of up to 15 keys counts them in the first byte.
+        fields = bytes((begun[0] + len(behind or {}),))
+        begin, between, end = fields + begun[1:-1] + array_header(count), b"", rest[1:]
+    else:
+        begin, between = begun[:-2], b","
+        end = b"]," + rest[1:] if behind else b"]}"
     part: list[bytes] = []
     size_bytes = 0
     for item in items:

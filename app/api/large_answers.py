@@ -17,7 +17,10 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.answers import prefers_msgpack
+from app.api.caching import cache_headers, is_held, tag_of
 from app.api.connections import Connections, peer_of
+from app.api.formats import JSON, MSGPACK
 from app.api.turns import Turns
 from app.errors import Unavailable
 
@@ -41,9 +44,13 @@ class LargeAnswers:
         self,
         request: Request,
         begin: Callable[[], Awaitable[Iterator[bytes]]],
-        headers: Mapping[str, str],
+        *,
+        immutable: bool,
+        tag: str | None = None,
     ) -> Response:
         """The answer whose parts are what `begin` returns, which is called in a place for it.
+
+        It may be kept, as `tagged_answer` says.
 
         Raises `Unavailable` when as many wait for a place as may, and what `begin` and its parts
         raise.
@@ -59,6 +66,11 @@ class LargeAnswers:
             await asyncio.gather(made, left, return_exceptions=True)
         if parts is None:
             return Response(status_code=_CLIENT_LEFT)
+        msgpack = prefers_msgpack(request)
+        headers = cache_headers(tag or tag_of(parts), msgpack=msgpack, immutable=immutable)
+        if is_held(request, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        headers["content-type"] = MSGPACK if msgpack else JSON
         return _InParts(parts, self._turns, self._connections, headers)
 
     async def _made(

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import httpx
 import msgpack
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -214,6 +215,34 @@ async def test_the_largest_page_is_a_thousand_blocks(
     await make_blocks(service, 1001)
     assert (await heights(client, limit=1000))[1] == 999
     assert len((await heights(client))[0]) == 100
+
+
+async def test_a_page_and_commands_that_are_made_in_parts_are_one_document(
+    service: BlockService, client: httpx.AsyncClient
+) -> None:
+    await make_blocks(service, 150)
+    await service.commit(*(tick() for _ in range(150)))
+    for path in ("/blocks?limit=150", "/blocks/150/commands", "/blocks/150/commands?content=true"):
+        in_json = await client.get(path)
+        document = in_json.json()
+        assert in_json.content == msgspec.json.encode(document)
+        in_msgpack = await client.get(path, headers={"accept": MSGPACK})
+        assert in_msgpack.content == msgspec.msgpack.encode(
+            msgspec.msgpack.decode(in_msgpack.content)
+        )
+        (items,) = (value for value in document.values() if isinstance(value, list))
+        assert len(items) == 150
+        if "content" not in path:
+            assert msgspec.msgpack.decode(in_msgpack.content) == document
+        for response in (in_json, in_msgpack):
+            headers = {
+                "accept": response.headers["content-type"],
+                "if-none-match": response.headers["etag"],
+            }
+            assert (await client.get(path, headers=headers)).status_code == 304
+    assert in_json.headers["etag"] != in_msgpack.headers["etag"]
+    page = (await client.get("/blocks?limit=150")).json()
+    assert page["next"] == page["blocks"][-1]["batch_seq"] == 149
 
 
 # -- commands --------------------------------------------------------------------------------------
