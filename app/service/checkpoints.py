@@ -137,7 +137,8 @@ class CheckpointKeeper:
             self._on_fatal(error)
 
     async def _run(self) -> None:
-        await self._keep_reserve()
+        if not await self._keep_reserve():
+            self._moved.set()  # no entries are taken meanwhile: nothing else would begin a try
         while not self._stopping:
             await self._moved.wait()
             self._moved.clear()

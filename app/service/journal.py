@@ -365,6 +365,8 @@ class Journal:
         }
 
     def _is_starved(self) -> bool:
+        if self._reserve.released:
+            return True
         if not self._starved_bytes:
             return False
         return self._files.volume(self.settings.wal_dir).available_bytes < self._starved_bytes

@@ -116,3 +116,43 @@ def test_a_volume_full_of_log_empties_itself_when_replication_catches_up(
         assert "Traceback" not in service.log
         assert service.terminate() == 0
         check_promise(conversation, service.data_dir, database_url, **settings)
+
+
+def test_a_start_whose_reserve_is_used_up_is_not_ready_until_there_is_room_again(
+    tmp_path: Path,
+) -> None:
+    """With Postgres away nothing else moves, and no first request says that the disk is full."""
+    nowhere = "postgresql:///postgres?host=/nowhere"
+    with (
+        small_volume(tmp_path, FileSystemKind.EXT4, 56) as volume,
+        Service(
+            volume / "data", nowhere, ALLOW_NEW_WAL="true", LOG_LEVEL="debug", **SETTINGS
+        ) as service,
+    ):
+        service.log_path = tmp_path / "log"
+        service.start()
+        conversation = Conversation(entries=1, size=ENTRY_BYTES)
+        with service.client() as client:
+            assert conversation.send(client) == 200
+        service.kill()
+        # Opening the commitment store takes a part of it; what is left is too little for another.
+        reserve, ballast = service.data_dir / "reserve", volume / "ballast"
+        reserve.unlink()
+        with reserve.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, MIB // 2)
+        reserve.chmod(0o600)
+        with ballast.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, free_bytes(volume) - 4096)
+        service.start_unready()
+        wait_for(lambda: f"can't keep {MIB} bytes back" in service.log, "the least is tried")
+        with service.client() as client:
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.json()["parts"]["disk"]) == (503, {"state": "full"})
+            assert conversation.send(client) == 507
+            ballast.unlink()
+            await_room(conversation, client)
+
+
+def free_bytes(volume: Path) -> int:
+    status = os.statvfs(volume)
+    return status.f_bavail * status.f_frsize

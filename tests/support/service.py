@@ -124,6 +124,12 @@ class Service:
         self._wait_for(lambda: process.poll() is not None or self._answers(), "it starts or ends")
         return process.poll() is None
 
+    def start_unready(self) -> Self:
+        """Start the process and wait until it answers that it is not ready, or not yet."""
+        self.launch()
+        self._wait_for(lambda: self._readiness() == 503, "the service answers")
+        return self
+
     def start_refused(self, **settings: object) -> tuple[int, str]:
         """Start a process that should end by itself; returns its status and this life's log."""
         before = len(self.log)
@@ -191,16 +197,20 @@ class Service:
         return self._answers()
 
     def _answers(self) -> bool:
+        return self._readiness() == 200
+
+    def _readiness(self) -> int | None:
+        """The status of `/readyz`; None while nobody answers."""
         assert self._process is not None
         if not self.port:
             self.port = _listening_port(self._process.pid)
             if not self.port:
-                return False
+                return None
         try:
             with self.client(verify=self.tls) as client:
-                return client.get("/readyz").status_code == 200
+                return client.get("/readyz").status_code
         except httpx.TransportError:
-            return False
+            return None
 
 
 def _family(pid: int) -> list[psutil.Process]:
