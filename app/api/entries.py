@@ -45,7 +45,11 @@ class EntriesEndpoint:
         self._bodies = Bodies(settings.max_body_bytes, most_bytes, settings.body_timeout_s)
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
         self._scales = Scales(
-            self._codec, settings.max_body_bytes, settings.max_entries, most_bytes
+            self._codec,
+            settings.max_body_bytes,
+            settings.max_entries,
+            most_bytes,
+            settings.block_command_types,
         )
         self._rejected = journal.metrics.rejected
         self._broken = self._rejected.labels("incomplete_body")

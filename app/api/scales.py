@@ -7,20 +7,25 @@ alone is there in its full size.
 
 import asyncio
 import zlib
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 from app.api.problems import HttpProblem, body_too_large
+from app.chain.pipeline import ALL_COMMANDS
 from app.errors import Unavailable
 from app.model.codec import PreparedRequest, RequestCodec
 from app.model.weight import check_weight, is_light, light_bytes
+from app.service.interpreter import give_free_memory_back
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 # Members may be empty: their number must have a limit of its own. Block compressors make one of 64
 # KiB.
 _MAX_MEMBERS: Final = 1000
 _PIECE_BYTES: Final = 64 << 10
+# What is no larger than this part of MAX_BODY_BYTES leaves too little in the heap as it grows.
+_VERY_LARGE: Final = 4
 
 Body = bytes | bytearray
 
@@ -32,12 +37,19 @@ class Scales:
     """
 
     def __init__(
-        self, codec: RequestCodec, max_body_bytes: int, max_entries: int, max_waiting_bytes: int
+        self,
+        codec: RequestCodec,
+        max_body_bytes: int,
+        max_entries: int,
+        max_waiting_bytes: int,
+        block_commands: AbstractSet[str],
     ) -> None:
         self._codec = codec
         self._max_body_bytes = max_body_bytes
         self._max_entries = max_entries
         self._max_waiting_bytes = max_waiting_bytes
+        names = {"command_type"} if ALL_COMMANDS in block_commands else block_commands
+        self._block_words = [name.encode() for name in names]
         self._waiting_bytes = 0
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "weighing")
@@ -63,13 +75,27 @@ class Scales:
             self._waiting_bytes -= size_bytes
 
     def _prepare(self, body: Body, *, json: bool, gzip: bool) -> PreparedRequest:
-        plain = inflate(body, self._max_body_bytes) if gzip else body
+        if gzip:
+            body = self._unpack(body)
+        check_weight(
+            body,
+            json=json,
+            max_body_bytes=self._max_body_bytes,
+            max_entries=self._max_entries,
+            block_words=self._block_words,
+        )
+        return self._codec.prepare(body, json=json)
+
+    def _unpack(self, body: Body) -> bytearray:
+        """What a gzip body holds, and nothing of the body any more: a caller may hold it longer."""
+        plain = inflate(body, self._max_body_bytes)
         if plain is None:
             raise body_too_large(self._max_body_bytes)
-        check_weight(
-            plain, json=json, max_body_bytes=self._max_body_bytes, max_entries=self._max_entries
-        )
-        return self._codec.prepare(plain, json=json)
+        if isinstance(body, bytearray):
+            body.clear()
+        if len(plain) > self._max_body_bytes // _VERY_LARGE:
+            give_free_memory_back()  # of what both have left in the heap as they grew
+        return plain
 
 
 def inflate(body: Body, limit_bytes: int) -> bytearray | None:

@@ -128,6 +128,8 @@ class RequestCodec:
     def prepare(self, body: bytes | bytearray, *, json: bool) -> PreparedRequest:
         """Decode and check a request body.
 
+        One that is encoded anew is emptied before, where it can be: else it would be there twice.
+
         Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every
         entry's first fault, at most `MAX_FAULTS` of them.
         """
@@ -149,8 +151,12 @@ class RequestCodec:
                 check_entry(entry, self._max_field_bytes)
             except RuleBroken:
                 raise self._rule_faults(entries, index) from None
-        packed = _pack(entries) if start is None else memoryview(body)[start:]
-        return PreparedRequest(entries, [entry.request_uuid.int for entry in entries], packed)
+        keys = [entry.request_uuid.int for entry in entries]
+        if start is not None:
+            return PreparedRequest(entries, keys, memoryview(body)[start:])
+        if isinstance(body, bytearray):
+            body.clear()
+        return PreparedRequest(entries, keys, _pack(entries))
 
     def _packed_at(self, body: bytes | bytearray) -> int | None:
         """Where the entries of a MessagePack body lie, one after another, up to its end.

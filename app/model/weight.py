@@ -8,7 +8,7 @@ unseen; of the others, what may be in `symbols`, text and large entries is weigh
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import ceil
 from typing import Final
 
@@ -21,28 +21,31 @@ from app.errors import InvalidEntries, TooManyEntries, TooManyValues
 # Each divides MAX_BODY_BYTES; what is no larger is light. A byte takes a hundred at most.
 _LIGHT_BODY: Final = 32
 _LIGHT_ENTRY: Final = 1024
-# How often there is what a body holds: as it came, decoded, and encoded for its record; of JSON,
-# while it is encoded, more of it.
-_COPIES: Final = 3.0
-_JSON_COPIES: Final = 3.5
+# How often there is what a body holds, with what the server keeps of it: as it came, which its
+# record takes as it lies, and decoded; JSON, instead of as it came, encoded, and while it is more.
+_COPIES: Final = 2.5
+_JSON_COPIES: Final = 3.0
 # What may be used: 4 × MAX_BODY_BYTES less this part of one, for all that is not counted here.
 _MARGIN: Final = 4
 # What one takes besides its encoding: a value of `symbols` at most, keys included; one in JSON that
-# is not in there; an entry.
+# is not in there; an entry, with what a block takes for it.
 _VALUE_BYTES: Final = 96
 _JSON_VALUE_BYTES: Final = 56
-_ENTRY_BYTES: Final = 600
+_ENTRY_BYTES: Final = 1120
 # What else one takes in JSON, where its values have been counted; and a text outside of `symbols`.
-_JSON_ENTRY_BYTES: Final = 300
+_JSON_ENTRY_BYTES: Final = 820
 _FIELD_BYTES: Final = 16
 # The parts that an entry may hold many of: a key that each has, and what one takes besides as much
 # as its encoding, in which every field is named.
+_EVENT: Final = b"event_topic"
 _PARTS: Final = (
-    (b"event_topic", 210),
+    (_EVENT, 210),
     (b"directive_id", 470),
     (b"taker_ledger_delta", 400),
     (b"balance_update_seq", 340),
 )
+# What a block takes for an event, until its hashes are in the store.
+_LEAF_BYTES: Final = 640
 # Text that is not ASCII takes this much more, and for each byte of it as much more again as the
 # second number says: up to U+FFFF two bytes a character and its UTF-8, beyond it four.
 _TEXT_BYTES: Final = 24
@@ -158,10 +161,16 @@ def is_light(body: bytes | bytearray, max_body_bytes: int) -> bool:
 
 
 def check_weight(
-    body: bytes | bytearray, *, json: bool, max_body_bytes: int, max_entries: int
+    body: bytes | bytearray,
+    *,
+    json: bool,
+    max_body_bytes: int,
+    max_entries: int,
+    block_words: Collection[bytes] = (),
 ) -> None:
     """Refuse a body that would be many times as large in memory.
 
+    Everything in a body with one of `block_words` is taken for a part of a block.
     What else may be wrong with it is left to the decoder. Raises `TooManyEntries`, `TooManyValues`,
     or `InvalidEntries` for MessagePack of other keys than `entries`.
     """
@@ -169,6 +178,8 @@ def check_weight(
         return
     copies_bytes = int(len(body) * (_JSON_COPIES if json else _COPIES))
     room = _Room(4 * max_body_bytes - max_body_bytes // _MARGIN - copies_bytes)
+    if any(word in body for word in block_words):
+        room.take(body.count(_EVENT) * _LEAF_BYTES)
     if json:
         _check_json(body, room, max_body_bytes)
         return

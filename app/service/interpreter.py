@@ -23,7 +23,7 @@ _CROWDED_INTERVAL_S: Final = 0.00005
 _M_MMAP_THRESHOLD: Final = -3
 _M_TRIM_THRESHOLD: Final = -1
 _LARGE_BYTES: Final = 9 << 20
-_KEPT_BYTES: Final = 16 << 20
+_KEPT_BYTES: Final = _LARGE_BYTES
 
 
 def prepare_for_large_blocks() -> None:
@@ -55,6 +55,15 @@ def _keep_large_out_of_the_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_free_memory_back() -> None:
+    """To the system: what the C library keeps of it where others can't use it.
+
+    It takes a few milliseconds, in which other threads go on.
+    """
+    with suppress(AttributeError):  # a C library without it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def switch_sooner(*, crowded: bool) -> None:

@@ -16,7 +16,7 @@ from app.errors import CorruptionError, DiskFull, Unavailable, WalFailed
 from app.wal.decoding import decode_raw
 from app.wal.files import FileSystem, UnsyncedName, open_new_file
 from app.wal.reader import Fault, SegmentReader, decode_frame, segment_of
-from app.wal.record import Genesis, RawBatch, encode_record
+from app.wal.record import Genesis, Part, RawBatch, encode_record
 from app.wal.segments import Segment, list_segments, segment_name
 from app.wal.sync import Syncer
 
@@ -80,11 +80,17 @@ class Log:
             self._roll(first_command_id)
         return self.end
 
-    def append(self, record: bytearray) -> int:
-        """Write a framed record at `end`; returns its own end. It is not durable before `sync`."""
+    def append(self, *parts: Part) -> int:
+        """Write a framed record, in parts, at `end`; returns its own end.
+
+        It is not durable before `sync`.
+        """
         at = self.end - self._start
+        size = 0
         try:
-            self._files.write(self._fd, record, at)
+            for part in parts:
+                self._files.write(self._fd, part, at + size)
+                size += len(part)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise WalFailed(
@@ -94,9 +100,9 @@ class Log:
             # Or the partial record could come back behind the beginning of the next segment.
             self.sync()
             raise DiskFull(
-                f"no room for a record of {len(record)} bytes on the volume of the WAL"
+                f"no room for a record of {sum(map(len, parts))} bytes on the volume of the WAL"
             ) from error
-        self.end += len(record)
+        self.end += size
         self._has_records = True
         return self.end
 

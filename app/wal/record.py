@@ -26,6 +26,9 @@ FORMAT: Final = 1
 FRAME_BYTES: Final = 8
 # A length above this is damage, whatever the settings were when the record was written.
 MAX_PAYLOAD_BYTES: Final = 1 << 30
+_LARGE_BYTES: Final = 1 << 20
+
+Part = bytearray | memoryview
 
 _frame: Final = Layout("<II")
 # msgspec decodes `Raw | None` as nil alone; nil is one of the things that `Raw` holds.
@@ -57,7 +60,7 @@ class RawBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
 class PackedBatch(Struct, tag_field="kind", tag="batch", kw_only=True, gc=False):
     """A group commit as it is written: `commands` is the array of all, packed already.
 
-    It may also be the header alone, where `encode_record` gets the packed commands.
+    It may also be the header alone, where `encode_batch` gets the packed commands.
     """
 
     offset: int
@@ -150,24 +153,46 @@ _BATCH_FIELDS: Final = bytes([0x80 | 4 + len(_BLOCK_KEYS)])
 _NO_BLOCK: Final = b"".join(_encoder.encode(key) + b"\xc0" for key in _BLOCK_KEYS)
 
 
-def encode_record(
-    record: Genesis | PackedBatch | RawBatch, packed: Sequence[bytes | memoryview] = ()
-) -> bytearray:
-    """Frame `record`; `packed` are its commands in parts, each copied once.
+def encode_record(record: Genesis | PackedBatch | RawBatch) -> bytearray:
+    """Frame `record`. Raises `InvariantError` when it is longer than any reader accepts."""
+    buffer = bytearray(FRAME_BYTES)
+    _encoder.encode_into(record, buffer, FRAME_BYTES)
+    _fill_frame([buffer])
+    return buffer
 
-    Raises `InvariantError` when it is longer than any reader accepts.
+
+def encode_batch(record: PackedBatch, packed: Sequence[bytes | memoryview]) -> list[Part]:
+    """Frame `record`, whose commands are `packed`, as parts that lie one after another.
+
+    What is large of `packed` is a part of its own, not copied: as large a request would be in
+    memory once more. Raises as `encode_record`.
     """
     buffer = bytearray(FRAME_BYTES)
     _encoder.encode_into(record, buffer, FRAME_BYTES)
-    if isinstance(record, PackedBatch) and packed:
-        at = buffer.index(_COMMANDS) + len(_COMMANDS) + len(record.commands)
-        buffer = bytearray().join((buffer[:at], *packed, buffer[at:]))
-    length = len(buffer) - FRAME_BYTES
+    at = buffer.index(_COMMANDS) + len(_COMMANDS) + len(record.commands)
+    parts: list[Part] = []
+    small: list[bytearray | bytes | memoryview] = [buffer[:at]]
+    for each in packed:
+        if len(each) < _LARGE_BYTES:
+            small.append(each)
+        else:
+            parts += (bytearray().join(small), memoryview(each))
+            small = []
+    parts.append(bytearray().join((*small, buffer[at:])))
+    _fill_frame(parts)
+    return parts
+
+
+def _fill_frame(parts: Sequence[Part]) -> None:
+    """Put the frame in front of a payload, where the first part has room for it."""
+    length = sum(map(len, parts)) - FRAME_BYTES
     if length > MAX_PAYLOAD_BYTES:
         raise InvariantError(f"a record of {length} bytes; at most {MAX_PAYLOAD_BYTES} are allowed")
-    with memoryview(buffer) as view:
-        _frame.pack_into(buffer, 0, length, crc32c(view[FRAME_BYTES:]))
-    return buffer
+    with memoryview(parts[0]) as first:
+        crc = crc32c(first[FRAME_BYTES:])
+        for part in parts[1:]:
+            crc = crc32c(part, crc)
+        _frame.pack_into(first, 0, length, crc)
 
 
 def raw_commands(bodies: Sequence[bytes]) -> list[Raw]:

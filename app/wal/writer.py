@@ -25,7 +25,7 @@ from app.model.packing import array_header
 from app.wal.dedup import DuplicateIndex
 from app.wal.log import Log
 from app.wal.plan import Plan, Planner, Verdict
-from app.wal.record import PackedBatch, encode_record
+from app.wal.record import PackedBatch, encode_batch
 
 _log = logging.getLogger(__name__)
 
@@ -217,10 +217,13 @@ class WalWriter(Generic[Pending]):
 
     def _run(self) -> None:
         try:
-            while (batch := self._drain())[0]:
-                self._commit(batch[0])
-                if batch[1]:
-                    return
+            is_last = False
+            while not is_last:
+                batch, is_last = self._drain()
+                if batch:
+                    self._commit(batch)
+                # However large it is, it would be kept until the next one is there.
+                del batch
         except BaseException as error:  # noqa: BLE001 - whatever it is, nothing more may be acknowledged
             self._on_fatal(error)
 
@@ -303,7 +306,7 @@ class WalWriter(Generic[Pending]):
         if block is not None:
             record.header, record.roots = block.header, block.roots
             record.block_indices, record.authority = block.indices, block.authority
-        return offset, self._log.append(encode_record(record, plan.packed))
+        return offset, self._log.append(*encode_batch(record, plan.packed))
 
     def _outcome(
         self, request: PreparedRequest | None, verdict: Verdict | None, written: "_Written"

@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidBody, InvalidEntries, TooManyEntries
-from app.model.codec import (
-    MAX_FAULTS,
-    PreparedRequest,
-    RequestCodec,
-    canonical_bytes,
-    pack,
-)
+from app.model.codec import MAX_FAULTS, PreparedRequest, RequestCodec, canonical_bytes, pack
 from app.model.entry import Entry, Hash32
 from tests.support.foreign_wal import plain
 from tests.support.http_entries import json_entry, msgpack_entry
@@ -493,3 +487,12 @@ def test_any_damage_to_a_request_is_refused_by_an_error_of_ours_or_leaves_a_vali
 def test_an_entry_that_was_made_in_code_has_the_same_canonical_bytes() -> None:
     entry = make_entry()
     assert prepare_json(to_json(entry)).packed == canonical_bytes(entry) == pack([entry])
+
+
+@FORMATS
+def test_a_body_is_emptied_where_its_entries_are_encoded_anew(as_json: bool) -> None:
+    body = bytearray(body_of(as_json, sample(as_json)))
+    before = bytes(body)
+    prepared = codec.prepare(body, json=as_json)
+    assert bytes(body) == (b"" if as_json else before)
+    assert prepared.packed == codec.prepare(before, json=as_json).packed

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -23,8 +24,14 @@ VALUE_BYTES = 96
 PLACE = "PLACE"
 
 
-def check(body: bytes, *, as_json: bool = False) -> None:
-    check_weight(body, json=as_json, max_body_bytes=MAX_BODY_BYTES, max_entries=MAX_ENTRIES)
+def check(body: bytes, *, as_json: bool = False, block_words: Sequence[bytes] = ()) -> None:
+    check_weight(
+        body,
+        json=as_json,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_entries=MAX_ENTRIES,
+        block_words=block_words,
+    )
 
 
 def many(unit: bytes, count: int, **fields: Any) -> bytes:
@@ -112,6 +119,13 @@ def test_weighing_takes_any_bytes(data: bytes) -> None:
 def test_a_body_that_would_be_many_times_as_large_in_memory_is_refused(body: bytes) -> None:
     with pytest.raises(TooManyValues, match="send it as several"):
         check(body)
+
+
+def test_what_a_block_takes_is_weighed_where_there_is_one() -> None:
+    body = packed(*[msgpack_entry(command_type="Tick", events=[EVENT] * 4)] * 4000)
+    check(body, block_words=[b"Tack"])
+    with pytest.raises(TooManyValues):
+        check(body, block_words=[b"Tack", b"Tick"])
 
 
 @pytest.mark.parametrize("item", ["{}", "[]", "1", '{"":{}}', '{"entries":[', '""'], ids=str)

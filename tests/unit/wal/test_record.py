@@ -28,12 +28,13 @@ from app.wal.record import (
     decode_keyed,
     decode_raw,
     decode_record,
+    encode_batch,
     encode_record,
     read_outline,
     unpack_frame,
 )
 from tests.support.foreign_wal import plain
-from tests.support.journal_entries import make_full_entry
+from tests.support.journal_entries import make_entry, make_full_entry
 from tests.support.strategies import entries
 from tests.support.wal_files import crc_32c, frame, make_genesis
 
@@ -69,7 +70,7 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     data = bytes(encode_record(batch))
     assert data == encode_record(RawBatch(offset=offset, first_command_id=9, commands=bodies))
     batch.commands = Raw(array_header(len(commands)))
-    assert data == encode_record(batch, [pack([entry]) for entry in commands])
+    assert data == b"".join(encode_batch(batch, [pack([entry]) for entry in commands]))
     payload = data[FRAME_BYTES:]
     assert data == frame(payload)
     content = msgpack.unpackb(payload)
@@ -89,6 +90,20 @@ def test_a_batch_is_read_by_independent_libraries_and_by_our_own_reader(
     assert (keyed.offset, keyed.first_command_id) == (offset, 9)
     assert keyed.keys == [entry.request_uuid.int for entry in commands]
     assert read_outline(payload) == Outline(offset, 9, len(commands), is_block=False)
+
+
+LARGE = 1 << 20
+
+
+@pytest.mark.parametrize("sizes", [[LARGE], [9, LARGE, 9, 9, LARGE + 1, LARGE], [LARGE, 9]])
+def test_large_commands_are_parts_of_a_record_where_they_lie(sizes: list[int]) -> None:
+    packed = [pack([make_entry(command_data=bytes(size))]) for size in sizes]
+    commands = Raw(array_header(len(sizes)))
+    parts = encode_batch(PackedBatch(offset=3, first_command_id=9, commands=commands), packed)
+    whole = PackedBatch(offset=3, first_command_id=9, commands=pack_array(len(sizes), packed))
+    assert b"".join(parts) == encode_record(whole)
+    large = [part.obj for part in parts if isinstance(part, memoryview)]
+    assert [id(each) for each in large] == [id(each) for each in packed if len(each) >= LARGE]
 
 
 BEGINNING: dict[str, Any] = {"kind": "batch", "offset": 3, "first_command_id": 4}

@@ -1,11 +1,13 @@
 """The writer: one record a pass, duplicates and conflicts, the queue and its end."""
 
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from app.errors import RequestConflict, Unavailable
+from app.model.codec import PreparedRequest, pack
 from app.wal.writer import Appended, Duplicate, Outcome, Reached
 from tests.support.faulty_files import Call, WatchedFiles
 from tests.support.journal_entries import make_entry
@@ -30,6 +32,19 @@ def test_all_that_waits_becomes_one_record_and_is_answered_after_one_sync(
     assert [each.duplicates for each in outcomes] == [[]] * 3
     uuids = [each.request_uuid for one in requests for each in one.entries]
     assert list(read_commands(running.settings.wal_dir).values()) == uuids
+
+
+def test_nothing_of_a_request_is_kept_once_it_is_answered(running: Running) -> None:
+    body = bytearray(pack([entry(1)]))
+    running.append(PreparedRequest([entry(1)], [1], memoryview(body)))
+    running.passes.clear()
+
+    def is_free() -> bool:
+        with suppress(BufferError):
+            body.clear()
+        return not body
+
+    wait_for(is_free, "nobody holds the body any more")
 
 
 def test_nothing_is_delivered_before_the_record_is_written_and_synced(running: Running) -> None:

@@ -53,6 +53,32 @@ def test_a_full_disk_cuts_the_partial_record_off_and_the_next_request_succeeds(
     assert running.fatal == []
 
 
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_full_disk_in_the_middle_of_a_record_in_parts_cuts_all_of_it_off(
+    running: Running, part: int
+) -> None:
+    running.append(request(entry(1)))
+    path = running.settings.wal_dir / running.names[0]
+    before = path.read_bytes()
+    large = request(make_entry(command_data=bytes(1 << 20)))
+    writes = 0
+
+    def fail(call: Call) -> Exception | None:
+        nonlocal writes
+        if call.operation != "write":
+            return None
+        writes += 1
+        return ShortWrite(errno.ENOSPC, 1) if writes == part else None
+
+    running.files.fault = fail
+    assert [type(outcome) for outcome in running.append(large)] == [DiskFull]
+    assert path.read_bytes() == before
+    running.files.fault = lambda call: None
+    outcome = appended(running.append(large)[0])
+    assert outcome.wal_offset == batches(running.settings)[-1].end == path.stat().st_size
+    assert len(read_commands(running.settings.wal_dir)) == 2
+
+
 def test_what_a_full_disk_cut_off_can_not_come_back_behind_the_next_segment(
     running: Running,
 ) -> None:
