@@ -17,8 +17,8 @@ MSGPACK_TYPES: Final = frozenset({MSGPACK, "application/x-msgpack", "application
 JSON_TYPES: Final = frozenset({JSON})
 
 # What one part of an encoding holds at least, unless it is the last.
-PART_ITEMS: Final = 64
-PART_BYTES: Final = 128 << 10
+PART_ITEMS: Final = 32
+PART_BYTES: Final = 64 << 10
 
 _json: Final = msgspec.json.Encoder()
 _msgpack: Final = msgspec.msgpack.Encoder()
