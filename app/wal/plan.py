@@ -22,8 +22,9 @@ from app.wal.record import decode_command
 
 _log = logging.getLogger(__name__)
 
-# A request that is sent again has its entries in few records, which are read back once then.
-_CACHED_RECORDS: Final = 4
+# Of records that were read back, so much is kept for the requests that follow: many small ones that
+# are sent again may be in one. A larger record is kept for one request alone.
+_CACHED_BYTES: Final = 4 << 20
 # What reading an entry back, and comparing it, may raise. The last two only something that no
 # client could have sent: recovery leaves the commands of a log encoded.
 _UNREADABLE: Final = (
@@ -89,7 +90,9 @@ class Planner:
     ) -> None:
         self._index = index
         self._read_commands = read_commands
-        self._cache: OrderedDict[int, Sequence[Raw]] = OrderedDict()
+        # By offset, with their sizes.
+        self._cache: OrderedDict[int, tuple[int, Sequence[Raw]]] = OrderedDict()
+        self._cached_bytes = 0
 
     def place(self, request: PreparedRequest, plan: Plan) -> Verdict:
         """Take what is new of a request into the plan, nothing of it when it is refused."""
@@ -106,6 +109,8 @@ class Planner:
             _log.error("a repeated entry can't be compared with what was journaled: %s", error)
             refusal = Unavailable(f"what was journaled before can't be read back: {error}")
             return Verdict(0, 0, [], refusal, needs_record=False, end_offset=0)
+        finally:
+            self._make_room(0)
 
     def _sift(self, request: PreparedRequest, plan: Plan) -> Verdict:
         """Tell new entries, duplicates and conflicts apart."""
@@ -114,13 +119,13 @@ class Planner:
         taken: list[int] = []
         repeated: list[tuple[int, int]] = []
         faults: list[EntryFault] = []
+        recorded = self._recorded(request, encoded)
         leans = False
         next_id = plan.first_command_id + len(plan.keys)
         for at, key in enumerate(request.keys):
             entry = request.entries[at]
-            if (durable := self._index.get(key)) is not None:
-                same = self._is_recorded(durable, entry, encoded[at])
-                earlier = durable
+            if at in recorded:
+                earlier, same = recorded[at]
             elif key in fresh:
                 earlier = fresh[key]
                 same = _is_same(entry, request.entries[taken[earlier - next_id]])
@@ -152,18 +157,39 @@ class Planner:
         end = max((self._index.record_of(command_id).end for command_id in ids), default=0)
         return Verdict(0, 0, repeated, None, leans, end)
 
+    def _recorded(
+        self, request: PreparedRequest, encoded: Sequence[Raw]
+    ) -> dict[int, tuple[int, bool]]:
+        """The `command_id`s of entries that the log holds, and whether with the same content.
+
+        By their index in the request. They are looked at in the order of the log: each record is
+        read back once, and one large record is there at a time.
+        """
+        known = [(self._index.get(key), at) for at, key in enumerate(request.keys)]
+        return {
+            at: (durable, self._is_recorded(durable, request.entries[at], encoded[at]))
+            for durable, at in sorted((durable, at) for durable, at in known if durable is not None)
+        }
+
     def _is_recorded(self, command_id: int, entry: Entry, encoded: Raw) -> bool:
         """Whether the log holds the same content under a command_id."""
         record = self._index.record_of(command_id)
-        commands = self._cache.get(record.offset)
-        if commands is None:
-            commands = self._cache[record.offset] = self._read_commands(record.offset)
-            if len(self._cache) > _CACHED_RECORDS:
-                self._cache.popitem(last=False)
+        if record.offset not in self._cache:
+            size_bytes = record.end - record.offset
+            self._make_room(size_bytes)
+            self._cache[record.offset] = size_bytes, self._read_commands(record.offset)
+            self._cached_bytes += size_bytes
+        _, commands = self._cache[record.offset]
         recorded = commands[command_id - record.first_command_id]
         return bytes(recorded) == bytes(encoded) or at_any_depth(
             lambda: _is_same(entry, decode_command(recorded))
         )
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Forget the oldest records that were read back, so that as much as this may be kept."""
+        while self._cache and self._cached_bytes + size_bytes > _CACHED_BYTES:
+            _, (forgotten_bytes, _) = self._cache.popitem(last=False)
+            self._cached_bytes -= forgotten_bytes
 
 
 def _is_same(one: Entry, other: Entry) -> bool:

@@ -20,6 +20,8 @@ from tests.support.running_writer import request
 codec = RequestCodec(max_entries=2000, max_field_bytes=4096)
 # Where it can be read, and where it can't.
 NESTED: Final = 900
+# No two records of this size are kept together.
+LARGE_BYTES: Final = 4 << 20
 NESTED_TOO_DEEPLY: Final = 200_000
 
 
@@ -29,16 +31,18 @@ class Recorded:
     def __init__(self) -> None:
         self.index = DuplicateIndex(10_000)
         self.commands: dict[int, list[Raw]] = {}
+        self.end = 0
         self.reads: list[int] = []
         self.failure: Exception | None = None
         self.planner = Planner(self.index, self.read)
 
-    def add(self, first_command_id: int, prepared: PreparedRequest) -> None:
-        offset = 1000 * len(self.commands)
+    def add(self, first_command_id: int, prepared: PreparedRequest, size_bytes: int = 1000) -> None:
+        offset = self.end
         unpacker = msgpack.Unpacker()
         unpacker.feed(prepared.packed)
         self.commands[offset] = [Raw(msgpack.packb(each)) for each in unpacker]
-        self.index.add(offset, offset + 1000, first_command_id, prepared.keys)
+        self.end += size_bytes
+        self.index.add(offset, self.end, first_command_id, prepared.keys)
 
     def read(self, offset: int) -> Sequence[Raw]:
         self.reads.append(offset)
@@ -102,6 +106,31 @@ def test_a_request_that_is_sent_again_reads_its_record_once(recorded: Recorded) 
     for entry in entries:
         assert recorded.planner.place(request(entry), Plan(200)).repeated
     assert recorded.reads == [0]
+
+
+def test_entries_of_many_large_records_are_looked_at_record_by_record(recorded: Recorded) -> None:
+    """In whatever order they come: each record may be as large as a body."""
+    lives = [[make_entry() for _ in range(5)] for _ in range(8)]
+    for number, entries in enumerate(lives):
+        recorded.add(1 + 5 * number, request(*entries), LARGE_BYTES)
+    mixed = [entries[at] for at in reversed(range(5)) for entries in lives]
+    verdict = recorded.planner.place(request(*mixed), Plan(200))
+    earlier = [1 + 5 * number + at for at in reversed(range(5)) for number in range(8)]
+    assert verdict.repeated == list(enumerate(earlier))
+    assert recorded.reads == [number * LARGE_BYTES for number in range(8)]
+
+
+def test_a_large_record_is_not_kept_and_small_ones_are_up_to_a_bound(recorded: Recorded) -> None:
+    first, *small, large = (make_entry() for _ in range(6))
+    for number, entry in enumerate((first, *small)):
+        recorded.add(1 + number, request(entry), LARGE_BYTES // 4)
+    recorded.add(6, request(large), LARGE_BYTES + 1)
+    for entry in (first, *small, *small):
+        assert recorded.planner.place(request(entry), Plan(200)).repeated
+    assert len(recorded.reads) == 5
+    for entry in (large, large, small[0]):
+        assert recorded.planner.place(request(entry), Plan(200)).repeated
+    assert len(recorded.reads) == 8
 
 
 @pytest.mark.parametrize(
