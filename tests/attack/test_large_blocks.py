@@ -105,6 +105,7 @@ def test_what_is_given_up_is_made_no_further(service: Service, client: httpx.Cli
     with RawHttp2(service.port) as attacker:
         calls = [attacker.headers("GET", PATH, end=True) for _ in range(STREAMS)]
         attacker.send(b"".join(call for _, call in calls))
+        assert attacker.is_served()  # all have begun: else the HTTP layer would end the connection
         attacker.send(b"".join(attacker.reset(stream) for stream, _ in calls[: STREAMS // 2]))
         assert attacker.is_served()
     # The last few may have been made by then.
