@@ -23,7 +23,7 @@ from app.model.entry import (
     Entry,
     Hash32,
 )
-from app.model.packing import array_header, read_array_header
+from app.model.packing import len_of_header, read_array_header
 from app.model.rules import RuleBroken, check_entry
 
 MAX_FAULTS: Final = 100
@@ -36,13 +36,18 @@ _BEFORE_PATH: Final = " - at `$"
 class PreparedRequest(NamedTuple):
     """A valid request as the writer wants it.
 
-    `keys` are the request UUIDs of `entries` as integers, `packed` their encodings one after
-    another, as a WAL record holds them: of a body that has them so, a part of it, not a copy.
+    `keys` are the request UUIDs of `entries` as integers, `array` is what they are encoded as: of a
+    body that has them as a WAL record does, a part of it, not a copy.
     """
 
     entries: list[Entry]
     keys: list[int]
-    packed: bytes | memoryview
+    array: memoryview
+
+    @property
+    def packed(self) -> memoryview:
+        """The encodings one after another."""
+        return self.array[len_of_header(self.array) :]
 
     @property
     def size_bytes(self) -> int:
@@ -99,13 +104,14 @@ def canonical_bytes(entry: Entry) -> bytes:
 
 def pack(entries: Sequence[Entry]) -> bytes:
     """Canonical encodings, one after another."""
-    return bytes(_pack(entries))
+    array = _pack(entries)
+    return bytes(array[len_of_header(array) :])
 
 
 def _pack(entries: Sequence[Entry]) -> memoryview:
     for entry in entries:
         _leave_out_zero_digests(entry)
-    return memoryview(_canonical.encode(entries))[len(array_header(len(entries))) :]
+    return memoryview(_canonical.encode(entries))
 
 
 def _leave_out_zero_digests(entry: Entry) -> None:
@@ -133,7 +139,7 @@ class RequestCodec:
         Raises `InvalidBody` (not decodable), `TooManyEntries`, or `InvalidEntries` with every
         entry's first fault, at most `MAX_FAULTS` of them.
         """
-        start = None if json else self._packed_at(body)
+        is_packed = not json and self._is_packed(body)
         fault = ""
         try:
             entries = (self._json if json else self._msgpack).decode(body).entries
@@ -152,27 +158,25 @@ class RequestCodec:
             except RuleBroken:
                 raise self._rule_faults(entries, index) from None
         keys = [entry.request_uuid.int for entry in entries]
-        if start is not None:
-            return PreparedRequest(entries, keys, memoryview(body)[start:])
+        if is_packed:
+            return PreparedRequest(entries, keys, memoryview(body)[len(_OPENING) :])
         if isinstance(body, bytearray):
             body.clear()
         return PreparedRequest(entries, keys, _pack(entries))
 
-    def _packed_at(self, body: bytes | bytearray) -> int | None:
-        """Where the entries of a MessagePack body lie, one after another, up to its end.
+    def _is_packed(self, body: bytes | bytearray) -> bool:
+        """Whether the entries of a MessagePack body are an array behind its opening, up to its end.
 
-        None when it is spelled so unusually that they are encoded again. Raises `TooManyEntries`
-        before any of them is decoded.
+        Else it is spelled so unusually that they are encoded again. Raises `TooManyEntries` before
+        any of them is decoded.
         """
-        if not body.startswith(_OPENING):
-            return None
-        header = read_array_header(body, len(_OPENING))
+        header = read_array_header(body, len(_OPENING)) if body.startswith(_OPENING) else None
         if header is None:
-            return None
-        count, start = header
+            return False
+        count, _ = header
         if count > self._max_entries:
             raise self._too_many(count)
-        return start
+        return True
 
     def _rule_faults(self, entries: list[Entry], start: int) -> InvalidEntries:
         faults = []

@@ -40,11 +40,19 @@ def read_array_header(data: bytes | bytearray | memoryview, at: int) -> tuple[in
     return int.from_bytes(data[at + 1 : at + 1 + size]), at + 1 + size
 
 
+def len_of_header(array: bytes | bytearray | memoryview) -> int:
+    """How long the header of an array is, in whichever of its forms."""
+    header = read_array_header(array, 0)
+    if header is None:
+        raise ValueError("no array begins here")
+    return header[1]
+
+
 def pack_array(count: int, parts: Iterable[bytes | memoryview]) -> Raw:
     """The array of all packed entries, `count` of them in `parts`."""
     return Raw(b"".join((array_header(count), *parts)))
 
 
-def split_packed(count: int, packed: bytes | memoryview) -> list[Raw]:
-    """The packed entries one by one."""
-    return _RAW_LIST.decode(pack_array(count, (packed,)))
+def split_array(array: bytes | memoryview) -> list[Raw]:
+    """The packed entries of an array one by one; none is copied."""
+    return _RAW_LIST.decode(array)

@@ -15,7 +15,7 @@ from msgspec import Raw
 from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
 from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
 from app.model.entry import Entry
-from app.model.packing import split_packed
+from app.model.packing import split_array
 from app.wal.decoding import at_any_depth
 from app.wal.dedup import DuplicateIndex
 from app.wal.record import decode_command
@@ -114,7 +114,7 @@ class Planner:
 
     def _sift(self, request: PreparedRequest, plan: Plan) -> Verdict:
         """Tell new entries, duplicates and conflicts apart."""
-        encoded = split_packed(len(request.keys), request.packed)
+        encoded = split_array(request.array)
         fresh: dict[int, int] = {}
         taken: list[int] = []
         repeated: list[tuple[int, int]] = []

@@ -118,11 +118,11 @@ def _write_log(files: FileSystem, directory: Path) -> None:
         segment=create_segment(files, directory, genesis),
     )
     (request,) = prepared(1, _BATCH_ENTRIES)
-    packed = bytes(request.packed)
-    places = [packed.index(key.to_bytes(16)) for key in request.keys]
+    array = bytes(request.array)
+    places = [array.index(key.to_bytes(16)) for key in request.keys]
     command_id = 1
     while log.end < _LOG_BYTES:
-        fresh = request._replace(packed=stamped(packed, places))
+        fresh = request._replace(array=memoryview(stamped(array, places)))
         offset = log.reserve(fresh.size_bytes + 256, command_id)
         log.append(record_of(fresh, offset, command_id))
         command_id += _BATCH_ENTRIES

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from app.model.codec import PreparedRequest, pack
 from app.model.entry import Entry
+from app.model.packing import pack_array
 from app.settings import Settings
 from app.wal.writer import Appended, Committed, Outcome, WalWriter
 from tests.support.faulty_files import Call, WatchedFiles
@@ -20,7 +21,8 @@ NO_LIMIT = 1 << 40
 
 def request(*entries: Entry) -> PreparedRequest:
     keys = [entry.request_uuid.int for entry in entries]
-    return PreparedRequest(list(entries), keys, pack(entries))
+    array = bytes(pack_array(len(entries), [pack(entries)]))
+    return PreparedRequest(list(entries), keys, memoryview(array))
 
 
 def fresh(count: int = 1) -> PreparedRequest:

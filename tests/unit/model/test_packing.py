@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.model.packing import array_header, pack_array, read_array_header, split_packed
+from app.model.packing import (
+    array_header,
+    len_of_header,
+    pack_array,
+    read_array_header,
+    split_array,
+)
 
 COUNTS = [0, 1, 15, 16, 255, 256, 65_535, 65_536, 2**32 - 1]
 
@@ -27,5 +33,7 @@ def test_where_no_array_begins_none_is_read(data: bytes) -> None:
 def test_packed_parts_make_one_array_and_come_apart_again(parts: list[list[bytes]]) -> None:
     items = [item for part in parts for item in part]
     packed = [b"".join(map(msgpack.packb, part)) for part in parts]
-    assert msgpack.unpackb(bytes(pack_array(len(items), packed))) == items
-    assert [msgpack.unpackb(each) for each in split_packed(len(items), b"".join(packed))] == items
+    array = bytes(pack_array(len(items), packed))
+    assert msgpack.unpackb(array) == items
+    assert array[len_of_header(array) :] == b"".join(packed)
+    assert [msgpack.unpackb(each) for each in split_array(array)] == items

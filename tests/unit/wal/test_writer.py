@@ -8,6 +8,7 @@ import pytest
 
 from app.errors import RequestConflict, Unavailable
 from app.model.codec import PreparedRequest, pack
+from app.model.packing import pack_array
 from app.wal.writer import Appended, Duplicate, Outcome, Reached
 from tests.support.faulty_files import Call, WatchedFiles
 from tests.support.journal_entries import make_entry
@@ -35,7 +36,7 @@ def test_all_that_waits_becomes_one_record_and_is_answered_after_one_sync(
 
 
 def test_nothing_of_a_request_is_kept_once_it_is_answered(running: Running) -> None:
-    body = bytearray(pack([entry(1)]))
+    body = bytearray(bytes(pack_array(1, [pack([entry(1)])])))
     running.append(PreparedRequest([entry(1)], [1], memoryview(body)))
     running.passes.clear()
 
