@@ -58,6 +58,7 @@ class LoggedBlocks:
             except asyncio.CancelledError:
                 # The thread goes on, and what it reads is held: so is the lock.
                 await asyncio.wait({look})
+                look.exception()  # nobody waits for it: it would be logged as one nobody saw
                 raise
             except (OSError, CorruptionError, ValueError) as error:
                 # It may be given back at this very moment. Damage is for recovery to judge.
