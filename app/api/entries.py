@@ -18,7 +18,9 @@ from app.api.scales import Scales
 from app.api.security import Guard
 from app.api.sockets import Peer
 from app.model.codec import RequestCodec
+from app.model.recognizer import LEAST, Recognizer
 from app.model.weight import is_light
+from app.service.interpreter import load_in_background
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -43,7 +45,9 @@ class EntriesEndpoint:
         self._max_body_bytes = settings.max_body_bytes
         most_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
         self._bodies = Bodies(settings.max_body_bytes, most_bytes, settings.body_timeout_s)
-        self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes)
+        self._has_many = False
+        self._recognizer = Recognizer(settings.max_field_bytes, settings.block_command_types)
+        self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes, self._recognizer)
         self._scales = Scales(
             self._codec,
             settings.max_body_bytes,
@@ -108,7 +112,10 @@ class EntriesEndpoint:
         else:
             request = self._codec.prepare(body, json=json)
         del body
-        self._guard.charge(scope, grant, len(request.entries))
+        if len(request.keys) >= LEAST and not self._has_many:
+            self._has_many = True
+            load_in_background(self._recognizer.load, "recognition")
+        self._guard.charge(scope, grant, len(request.keys))
         with self._connections.waiting_for_disk(peer):
             return await self._journal.append(request)
 

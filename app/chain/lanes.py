@@ -2,7 +2,7 @@
 
 The compiler turns the loops over lanes into vector instructions of whatever processor it runs on.
 The interpreter is unlocked meanwhile. Only `app.chain.bulk` imports this module, once it is needed:
-numba takes a quarter of a second to load and longer where nothing compiled is kept from before.
+see `app.compiling`.
 
 A state is 25 words of 64 bits for each lane, word `k` of lane `i` at `k * 8 + i`; words are little-
 endian (FIPS 202, section 3; the padding of Keccak is 0x01 where SHA-3 has 0x06).
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from app.compiling import compiled
 
 if not np.little_endian:
     raise ImportError("the words of a state are read as they are in memory")
@@ -45,24 +47,12 @@ _NARROW: Final = 0x80
 _UINT8: Final = 0xCC
 
 
-def _compiled(signature: Any) -> Any:
-    """Compile now, for these types; kept beside the source where that can be written."""
-
-    def compile_(function: Any) -> Any:
-        try:
-            return njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError:  # nowhere to keep it
-            return njit(signature, nogil=True)(function)
-
-    return compile_
-
-
-@_compiled(types.uint64(types.uint64, types.uint64))
+@compiled(types.uint64(types.uint64, types.uint64))
 def _rotated(word, count):
     return (word << count) | (word >> (_WORD_BITS - count))
 
 
-@_compiled(types.void(_WORDS))
+@compiled(types.void(_WORDS))
 def _permute(s):
     """Keccak-f[1600] on all lanes: theta, rho and pi, then chi and iota, 24 times."""
     for number in range(24):
@@ -130,7 +120,7 @@ def _permute(s):
             s[192 + i] = b24 ^ (~b20 & b21)
 
 
-@_compiled(_WORDS(_WORDS, types.int64[::1]))
+@compiled(_WORDS(_WORDS, types.int64[::1]))
 def _hash_padded(words, starts):
     """Hash padded messages: message `m` is the blocks from `starts[m]` up to `starts[m + 1]`."""
     count = len(starts) - 1
@@ -156,20 +146,20 @@ def _hash_padded(words, starts):
     return hashes
 
 
-@_compiled(types.int64(types.uint8[::1], types.int64, types.uint64))
+@compiled(types.int64(types.uint8[::1], types.int64, types.uint64))
 def _put_length(out, at, length):
     for byte in range(8):
         out[at + byte] = np.uint8(length >> np.uint64(56 - 8 * byte))
     return at + 8
 
 
-@_compiled(types.void(types.uint8[::1], types.int64, types.int64))
+@compiled(types.void(types.uint8[::1], types.int64, types.int64))
 def _pad(out, end, limit):
     out[end] = 0x01
     out[limit - 1] |= 0x80
 
 
-@_compiled(_WORDS(_BYTES, _BYTES, _COUNTS))
+@compiled(_WORDS(_BYTES, _BYTES, _COUNTS))
 def _hash_payloads(domain, joined, lengths):
     """`H(domain, payload)` of payloads that stand side by side; four words each."""
     count = len(lengths)
@@ -190,12 +180,12 @@ def _hash_payloads(domain, joined, lengths):
     return _hash_padded(words, starts)
 
 
-@_compiled(types.int64(types.int64))
+@compiled(types.int64(types.int64))
 def _array_head_bytes(length):
     return 1 if length < 16 else (3 if length < 1 << 16 else 5)
 
 
-@_compiled(types.int64(types.uint8[::1], types.int64, _BYTES))
+@compiled(types.int64(types.uint8[::1], types.int64, _BYTES))
 def _put_integers(out, at, data):
     """A MessagePack array of the bytes as integers, each in its shortest form."""
     length = len(data)
@@ -216,7 +206,7 @@ def _put_integers(out, at, data):
     return at
 
 
-@_compiled(_WORDS(_BYTES, _BYTES, _COUNTS, _COUNTS, _BYTES, _COUNTS))
+@compiled(_WORDS(_BYTES, _BYTES, _COUNTS, _COUNTS, _BYTES, _COUNTS))
 def _hash_events(domain, shells, shell_lengths, cuts, joined, lengths):
     """`H(domain, event)` of events whose data is taken out of their encodings, the shells.
 
@@ -252,7 +242,7 @@ def _hash_events(domain, shells, shell_lengths, cuts, joined, lengths):
     return _hash_padded(words, starts)
 
 
-@_compiled(types.void(types.uint64, _WORDS, types.int64, _WORDS))
+@compiled(types.void(types.uint64, _WORDS, types.int64, _WORDS))
 def _hash_short(prefix, source, size, hashes):
     """Hash `prefix`, one byte, before each `size` words, which fit one block."""
     count = len(hashes) // _HASH_WORDS
@@ -274,7 +264,7 @@ def _hash_short(prefix, source, size, hashes):
                 hashes[(first + lane) * _HASH_WORDS + k] = s[k * _LANES + lane]
 
 
-@_compiled(_WORDS(_BYTES, types.int64, _BYTES))
+@compiled(_WORDS(_BYTES, types.int64, _BYTES))
 def _append_leaves(leaves, size, peaks):
     """The nodes that an append to a log of `size` leaves makes complete, four words each.
 

@@ -24,25 +24,45 @@ from app.model.entry import (
     Hash32,
 )
 from app.model.packing import len_of_header, read_array_header
+from app.model.recognizer import Recognizer
 from app.model.rules import RuleBroken, check_entry
 
 MAX_FAULTS: Final = 100
 # How a MessagePack body begins, but for one that spells its only key or its map in a longer form.
 _OPENING: Final = b"\x81\xa7entries"
-_LENGTHS: Final[dict[type, int]] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
+LENGTHS: Final[dict[type, int]] = {Address: ADDRESS_BYTES, Hash32: HASH_BYTES}
 _BEFORE_PATH: Final = " - at `$"
 
 
-class PreparedRequest(NamedTuple):
+class PreparedRequest:
     """A valid request as the writer wants it.
 
-    `keys` are the request UUIDs of `entries` as integers, `array` is what they are encoded as: of a
-    body that has them as a WAL record does, a part of it, not a copy.
+    `keys` are its request UUIDs as integers. `array` is what its entries are encoded as: of a body
+    that has them as a WAL record does, a part of it, not a copy. `may_make_block` is False where no
+    block covers any of them.
     """
 
-    entries: list[Entry]
-    keys: list[int]
-    array: memoryview
+    __slots__ = ("_entries", "array", "keys", "may_make_block")
+
+    def __init__(
+        self,
+        keys: list[int],
+        array: memoryview,
+        entries: list[Entry] | None = None,
+        *,
+        may_make_block: bool = True,
+    ) -> None:
+        self.keys = keys
+        self.array = array
+        self.may_make_block = may_make_block
+        self._entries = entries
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries, decoded when they are needed."""
+        if self._entries is None:
+            self._entries = _entries.decode(self.array)
+        return self._entries
 
     @property
     def packed(self) -> memoryview:
@@ -67,7 +87,7 @@ class _LooseRequest(Struct, forbid_unknown_fields=True):
 
 def decode_hook(kind: type, value: Any) -> Any:
     """Decode the types msgspec does not know: addresses and hashes, from `0x` hex text or bytes."""
-    length = _LENGTHS[kind]
+    length = LENGTHS[kind]
     if isinstance(value, bytes):
         raw = value
     elif isinstance(value, str) and value.startswith("0x") and len(value) <= MAX_TEXT_BYTES:
@@ -89,6 +109,7 @@ def _encode_hook(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no encoding")
 
 
+_entries: Final = msgspec.msgpack.Decoder(list[Entry], dec_hook=decode_hook)
 # Maps have no order of their own: a sender that keeps symbols in a hash table may well repeat them
 # in another one.
 _canonical = msgspec.msgpack.Encoder(
@@ -125,9 +146,12 @@ def _leave_out_zero_digests(entry: Entry) -> None:
 class RequestCodec:
     """Decodes and checks `POST /entries` bodies under the configured limits."""
 
-    def __init__(self, max_entries: int, max_field_bytes: int) -> None:
+    def __init__(
+        self, max_entries: int, max_field_bytes: int, recognizer: Recognizer | None = None
+    ) -> None:
         self._max_entries = max_entries
         self._max_field_bytes = max_field_bytes
+        self._recognizer = recognizer
         self._msgpack = msgspec.msgpack.Decoder(_Request, dec_hook=decode_hook)
         self._json = msgspec.json.Decoder(_Request, dec_hook=decode_hook)
 
@@ -140,6 +164,8 @@ class RequestCodec:
         entry's first fault, at most `MAX_FAULTS` of them.
         """
         is_packed = not json and self._is_packed(body)
+        if is_packed and (request := self._recognized(body)):
+            return request
         fault = ""
         try:
             entries = (self._json if json else self._msgpack).decode(body).entries
@@ -159,10 +185,23 @@ class RequestCodec:
                 raise self._rule_faults(entries, index) from None
         keys = [entry.request_uuid.int for entry in entries]
         if is_packed:
-            return PreparedRequest(entries, keys, memoryview(body)[len(_OPENING) :])
+            return PreparedRequest(keys, memoryview(body)[len(_OPENING) :], entries)
         if isinstance(body, bytearray):
             body.clear()
-        return PreparedRequest(entries, keys, _pack(entries))
+        return PreparedRequest(keys, _pack(entries), entries)
+
+    def _recognized(self, body: bytes | bytearray) -> PreparedRequest | None:
+        """The request that a packed body surely is, undecoded."""
+        header = self._recognizer and read_array_header(body, len(_OPENING))
+        if not self._recognizer or not header:
+            return None
+        count, at = header
+        recognized = self._recognizer.recognize(body, at, count)
+        if recognized is None:
+            return None
+        keys, is_watched = recognized
+        array = memoryview(body)[len(_OPENING) :]
+        return PreparedRequest(keys, array, may_make_block=is_watched)
 
     def _is_packed(self, body: bytes | bytearray) -> bool:
         """Whether the entries of a MessagePack body are an array behind its opening, up to its end.

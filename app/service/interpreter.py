@@ -3,11 +3,11 @@
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 from typing import Final
 
-from app.chain import bulk
 
 # Entries are trees without cycles and die by reference counting: there is little to collect.
 _YOUNG_OBJECTS: Final = 100_000
@@ -26,14 +26,14 @@ _LARGE_BYTES: Final = 9 << 20
 _KEPT_BYTES: Final = _LARGE_BYTES
 
 
-def prepare_for_large_blocks() -> None:
-    """Load what hashes many commands at once, in the background: smaller blocks do not wait."""
-    Thread(target=_load_bulk, name="bulk-hashing", daemon=True).start()
+def load_in_background(load: Callable[[], bool], name: str) -> None:
+    """Load compiled functions on a thread: until they are there, all goes on without them."""
 
+    def load_and_set_aside() -> None:
+        if load():
+            gc.freeze()
 
-def _load_bulk() -> None:
-    if bulk.load():
-        gc.freeze()
+    Thread(target=load_and_set_aside, name=name, daemon=True).start()
 
 
 def collect_rarely() -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
+from app.chain import bulk
 from app.chain.store import CommitmentStore
 from app.embedded import EmbeddedPostgres
 from app.errors import DatabaseUnavailable, DiskFull, InvariantError, JournalError, Unavailable
@@ -30,7 +31,7 @@ from app.service.block_recovery import (
 from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
-from app.service.interpreter import prepare_for_large_blocks, tune_interpreter
+from app.service.interpreter import load_in_background, tune_interpreter
 from app.service.logged_blocks import LoggedBlocks
 from app.service.opening import OpenedLog, ask_postgres, claim_data_dir, open_log, open_store
 from app.settings import Settings
@@ -147,7 +148,7 @@ class Journal:
             self.state = State.SERVING
         tune_interpreter()
         if "block_commands" in settings.model_fields_set:  # other than ticks, which come alone
-            prepare_for_large_blocks()
+            load_in_background(bulk.load, "bulk-hashing")
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
     def _reopen_store(self, wal_id: str) -> CommitmentStore:

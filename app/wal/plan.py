@@ -15,7 +15,7 @@ from msgspec import Raw
 from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
 from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
 from app.model.entry import Entry
-from app.model.packing import split_array
+from app.model.packing import pack_array, split_array
 from app.wal.decoding import at_any_depth
 from app.wal.dedup import DuplicateIndex
 from app.wal.record import decode_command
@@ -57,25 +57,37 @@ class Plan:
 
     def __init__(self, first_command_id: int) -> None:
         self.first_command_id = first_command_id
-        self.entries: list[Entry] = []
         self.keys: list[int] = []
         self.packed: list[bytes | memoryview] = []
+        self._requests: list[PreparedRequest] = []
+        self._entries: list[Entry] = []
         # Keys of this record, which is not durable yet.
         self.pending: dict[int, int] = {}
         self.duplicates = 0
+        self.may_make_block = False
 
     @property
     def size_bytes(self) -> int:
         """How much of the record the entries take."""
         return sum(map(len, self.packed))
 
-    def add(self, entries: list[Entry], keys: list[int], packed: bytes | memoryview) -> Verdict:
-        """Take new entries into the record."""
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries, which are decoded when they are needed."""
+        for request in self._requests:
+            self._entries += request.entries
+        self._requests = []
+        return self._entries
+
+    def add(self, request: PreparedRequest) -> Verdict:
+        """Take a request of new entries into the record."""
+        keys = request.keys
         first = self.first_command_id + len(self.keys)
         self.pending.update(zip(keys, range(first, first + len(keys)), strict=True))
-        self.entries += entries
         self.keys += keys
-        self.packed.append(packed)
+        self.packed.append(request.packed)
+        self.may_make_block |= request.may_make_block
+        self._requests.append(request)
         return Verdict(len(keys), first, [], None, needs_record=True, end_offset=0)
 
 
@@ -102,7 +114,7 @@ class Planner:
             and plan.pending.keys().isdisjoint(keys)
             and (len(keys) == 1 or len(set(keys)) == len(keys))
         ):
-            return plan.add(request.entries, keys, request.packed)
+            return plan.add(request)
         try:
             return self._sift(request, plan)
         except _UNREADABLE as error:
@@ -147,11 +159,9 @@ class Planner:
             return Verdict(0, 0, [], refusal, leans, 0)
         plan.duplicates += len(repeated)
         if fresh:
-            new = plan.add(
-                [request.entries[at] for at in taken],
-                list(fresh),
-                b"".join(bytes(encoded[at]) for at in taken),
-            )
+            array = pack_array(len(taken), (bytes(encoded[at]) for at in taken))
+            entries = [request.entries[at] for at in taken]
+            new = plan.add(PreparedRequest(list(fresh), memoryview(array), entries))
             return new._replace(repeated=repeated)
         ids = [earlier for _, earlier in repeated if earlier < plan.first_command_id]
         end = max((self._index.record_of(command_id).end for command_id in ids), default=0)

@@ -34,6 +34,7 @@ _RECORD_OVERHEAD_BYTES: Final = 256
 # What a block adds to it: header, roots and a delegation; and each of its indices, at most.
 _BLOCK_OVERHEAD_BYTES: Final = 1024
 _INDEX_BYTES: Final = 3
+_UUID_BYTES: Final = 16
 
 
 class Duplicate(Struct, frozen=True, gc=False):
@@ -256,7 +257,7 @@ class WalWriter(Generic[Pending]):
         append_s = sync_s = 0.0
         if plan.keys:
             try:
-                block = self._blocks.prepare(plan.entries) if self._blocks else None
+                block = self._prepare_block(plan)
                 failpoints.reach(failpoints.BLOCK_PREPARED)
                 offset, end = self._append(plan, block)
                 failpoints.reach(failpoints.RECORD_APPENDED)
@@ -293,6 +294,12 @@ class WalWriter(Generic[Pending]):
         request = submission.request
         return None if request is None else self._planner.place(request, plan)
 
+    def _prepare_block(self, plan: Plan) -> Pending | None:
+        """The block of a plan; its entries are decoded only where there may be one."""
+        if self._blocks is None:
+            return None
+        return self._blocks.prepare(plan.entries if plan.may_make_block else ())
+
     def _append(self, plan: Plan, block: Pending | None) -> tuple[int, int]:
         size = plan.size_bytes + _RECORD_OVERHEAD_BYTES
         if block is not None:
@@ -325,7 +332,7 @@ class WalWriter(Generic[Pending]):
             wal_offset=written.end if verdict.needs_record else verdict.end_offset,
             block_height=self._height(request, verdict, written),
             duplicates=[
-                Duplicate(request.entries[at].request_uuid, command_id)
+                Duplicate(UUID(int=request.keys[at]), command_id)
                 for at, command_id in verdict.repeated
             ],
         )
@@ -347,7 +354,7 @@ class WalWriter(Generic[Pending]):
             return None
         for at, command_id in verdict.repeated:
             if command_id < first:
-                height = self._blocks.height_of(request.entries[at].request_uuid.bytes)
+                height = self._blocks.height_of(request.keys[at].to_bytes(_UUID_BYTES))
                 if height is not None:
                     return height
         return None

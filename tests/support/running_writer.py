@@ -22,7 +22,7 @@ NO_LIMIT = 1 << 40
 def request(*entries: Entry) -> PreparedRequest:
     keys = [entry.request_uuid.int for entry in entries]
     array = bytes(pack_array(len(entries), [pack(entries)]))
-    return PreparedRequest(list(entries), keys, memoryview(array))
+    return PreparedRequest(keys, memoryview(array), list(entries))
 
 
 def fresh(count: int = 1) -> PreparedRequest:

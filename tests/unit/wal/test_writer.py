@@ -37,7 +37,7 @@ def test_all_that_waits_becomes_one_record_and_is_answered_after_one_sync(
 
 def test_nothing_of_a_request_is_kept_once_it_is_answered(running: Running) -> None:
     body = bytearray(bytes(pack_array(1, [pack([entry(1)])])))
-    running.append(PreparedRequest([entry(1)], [1], memoryview(body)))
+    running.append(PreparedRequest([1], memoryview(body), [entry(1)]))
     running.passes.clear()
 
     def is_free() -> bool:
