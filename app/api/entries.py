@@ -18,7 +18,7 @@ from app.api.scales import Scales
 from app.api.security import Guard
 from app.api.sockets import Peer
 from app.model.codec import RequestCodec
-from app.model.recognizer import LEAST, Recognizer
+from app.model.recognizer import LEAST_BYTES, Recognizer
 from app.model.weight import is_light
 from app.service.interpreter import load_in_background
 from app.service.journal import Journal
@@ -45,7 +45,7 @@ class EntriesEndpoint:
         self._max_body_bytes = settings.max_body_bytes
         most_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
         self._bodies = Bodies(settings.max_body_bytes, most_bytes, settings.body_timeout_s)
-        self._has_many = False
+        self._is_recognizing = False
         self._recognizer = Recognizer(settings.max_field_bytes, settings.block_command_types)
         self._codec = RequestCodec(settings.max_entries, settings.max_field_bytes, self._recognizer)
         self._scales = Scales(
@@ -107,14 +107,14 @@ class EntriesEndpoint:
         if headers.content_length > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)
         body = await self._bodies.read(incoming)
+        if len(body) >= LEAST_BYTES and not self._is_recognizing:
+            self._is_recognizing = True
+            load_in_background(self._recognizer.load, "recognition")
         if gzip or not is_light(body, self._max_body_bytes):
             request = await self._scales.prepare(body, json=json, gzip=gzip)
         else:
             request = self._codec.prepare(body, json=json)
         del body
-        if len(request.keys) >= LEAST and not self._has_many:
-            self._has_many = True
-            load_in_background(self._recognizer.load, "recognition")
         self._guard.charge(scope, grant, len(request.keys))
         with self._connections.waiting_for_disk(peer):
             return await self._journal.append(request)

@@ -8,7 +8,7 @@ whatever it came in; they are made where contents have to be compared.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -24,7 +24,7 @@ from app.model.entry import (
     Hash32,
 )
 from app.model.packing import len_of_header, read_array_header
-from app.model.recognizer import Recognizer
+from app.model.recognizer import LEAST_BYTES, Recognizer
 from app.model.rules import RuleBroken, check_entry
 
 MAX_FAULTS: Final = 100
@@ -42,7 +42,7 @@ class PreparedRequest:
     block covers any of them.
     """
 
-    __slots__ = ("_entries", "array", "keys", "may_make_block")
+    __slots__ = ("_entries", "array", "keys", "may_make_block", "packed")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class PreparedRequest:
     ) -> None:
         self.keys = keys
         self.array = array
+        self.packed = array[len_of_header(array) :]
+        """The encodings one after another."""
         self.may_make_block = may_make_block
         self._entries = entries
 
@@ -63,11 +65,6 @@ class PreparedRequest:
         if self._entries is None:
             self._entries = _entries.decode(self.array)
         return self._entries
-
-    @property
-    def packed(self) -> memoryview:
-        """The encodings one after another."""
-        return self.array[len_of_header(self.array) :]
 
     @property
     def size_bytes(self) -> int:
@@ -164,7 +161,7 @@ class RequestCodec:
         entry's first fault, at most `MAX_FAULTS` of them.
         """
         is_packed = not json and self._is_packed(body)
-        if is_packed and (request := self._recognized(body)):
+        if request := self._recognized(body, json=json, is_packed=is_packed):
             return request
         fault = ""
         try:
@@ -190,18 +187,20 @@ class RequestCodec:
             body.clear()
         return PreparedRequest(keys, _pack(entries), entries)
 
-    def _recognized(self, body: bytes | bytearray) -> PreparedRequest | None:
-        """The request that a packed body surely is, undecoded."""
-        header = self._recognizer and read_array_header(body, len(_OPENING))
-        if not self._recognizer or not header:
+    def _recognized(
+        self, body: bytes | bytearray, *, json: bool, is_packed: bool
+    ) -> PreparedRequest | None:
+        """The request that a body surely is; None where it must be decoded to be sure."""
+        recognizer = self._recognizer
+        if recognizer is None or len(body) < LEAST_BYTES or not (json or is_packed):
             return None
-        count, at = header
-        recognized = self._recognizer.recognize(body, at, count)
-        if recognized is None:
+        array = recognizer.transcribe(body) if json else memoryview(body)[len(_OPENING) :]
+        recognized = None if array is None else recognizer.recognize(array)
+        if array is None or recognized is None or len(recognized.keys) > self._max_entries:
             return None
-        keys, is_watched = recognized
-        array = memoryview(body)[len(_OPENING) :]
-        return PreparedRequest(keys, array, may_make_block=is_watched)
+        if json and isinstance(body, bytearray):
+            body.clear()
+        return PreparedRequest(recognized.keys, array, may_make_block=recognized.is_watched)
 
     def _is_packed(self, body: bytes | bytearray) -> bool:
         """Whether the entries of a MessagePack body are an array behind its opening, up to its end.

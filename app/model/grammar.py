@@ -9,6 +9,9 @@ from msgspec import Struct, inspect
 from app.model import recognition as to
 from app.model.codec import LENGTHS
 from app.model.entry import MAX_INT64, MAX_TEXT_BYTES, Entry, FillSideEffect
+from app.model.packing import array_header, read_array_header
+from app.model.recognizer import Recognized
+from app.model.transcription import room_for, transcribe
 
 # What is more than its type says (`app.model.rules`).
 _SPECIAL: Final = {
@@ -19,6 +22,7 @@ _SPECIAL: Final = {
 
 
 _KEY_BYTES: Final = 16
+_MOST_HEADER_BYTES: Final = 5
 
 
 class Grammar:
@@ -35,25 +39,32 @@ class Grammar:
         names = "*" if "*" in watched else "".join(f"{name}\0" for name in watched)
         self._watched = np.frombuffer(names.encode(), np.uint8)
 
-    def recognize(
-        self, body: bytes | bytearray, at: int, count: int
-    ) -> tuple[list[int], bool] | None:
-        """The keys of `count` entries packed from `at` up to the end, and whether any is watched.
-
-        None when it is not sure that they are valid.
-        """
-        found = np.empty(to.KEYS + 2 * count, np.int64)
-        data = np.frombuffer(body, np.uint8)
-        data.flags.writeable = False
-        end = to.recognize(data, at, count, self._table, self._watched, found)
-        if end != len(body):
+    def recognize(self, array: memoryview) -> Recognized | None:
+        """What `Recognizer.recognize` gives."""
+        header = read_array_header(array, 0)
+        if header is None or not 0 < header[0] < len(array):
             return None
-        packed = found[to.KEYS :].tobytes()
-        keys = [
-            int.from_bytes(packed[at : at + _KEY_BYTES], "big")
-            for at in range(0, len(packed), _KEY_BYTES)
-        ]
-        return keys, bool(found[to.IS_WATCHED])
+        count, at = header
+        data = np.frombuffer(array, np.uint8)
+        data.flags.writeable = False
+        found = np.empty(to.KEYS + 2 * count, np.int64)
+        if to.recognize(data, at, count, self._table, self._watched, found) != len(array):
+            return None
+        uuids = found[to.KEYS :].view(f"V{_KEY_BYTES}").tolist()
+        return Recognized(list(map(int.from_bytes, uuids)), bool(found[to.IS_WATCHED]))
+
+    def transcribe(self, body: bytes | bytearray) -> memoryview | None:
+        """What `Recognizer.transcribe` gives."""
+        text = np.frombuffer(body, np.uint8)
+        text.flags.writeable = False
+        out = np.empty(_MOST_HEADER_BYTES + room_for(len(text)), np.uint8)
+        count, end = transcribe(text, self._table, out, _MOST_HEADER_BYTES)
+        if count < 0:
+            return None
+        header = array_header(count)
+        array = out.data[_MOST_HEADER_BYTES - len(header) : end]
+        array[: len(header)] = header
+        return array
 
 
 class _Table:

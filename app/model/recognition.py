@@ -193,7 +193,8 @@ def _is_plain(data, at, size):
 
 
 @compiled(types.boolean(types.uint8), inline=True)
-def _is_digit(byte):
+def is_digit(byte):
+    """Whether it is a decimal digit."""
     return ord("0") <= byte <= ord("9")
 
 
@@ -202,7 +203,7 @@ def _is_type_name(data, at, size):
     for i in range(size):
         byte = data[_U(at + i)]
         is_letter = ord("A") <= byte & 0xDF <= ord("Z")
-        if not (is_letter or (i > 0 and (_is_digit(byte) or byte == ord("_")))):
+        if not (is_letter or (i > 0 and (is_digit(byte) or byte == ord("_")))):
             return False
     return size > 0
 
@@ -216,7 +217,7 @@ def _is_decimal(data, at, size):
     digits = run = points = 0
     while at < end:
         byte = data[_U(at)]
-        if _is_digit(byte):
+        if is_digit(byte):
             digits += 1
             run += 1
         elif byte == ord(".") and run and not points:
@@ -229,8 +230,9 @@ def _is_decimal(data, at, size):
 
 
 @compiled(_INT(types.uint8), inline=True)
-def _hex_digit(byte):
-    if _is_digit(byte):
+def hex_digit(byte):
+    """The value of a hex digit, or -1."""
+    if is_digit(byte):
         return np.int64(byte) - ord("0")
     lower = np.int64(byte | 0x20)
     return lower - ord("a") + 10 if ord("a") <= lower <= ord("f") else -1
@@ -238,10 +240,10 @@ def _hex_digit(byte):
 
 @compiled(types.boolean(_BYTES, _INT, _INT), inline=True)
 def _is_hex(data, at, size):
+    odd = np.int64(0)
     for i in range(size):
-        if _hex_digit(data[_U(at + i)]) < 0:
-            return False
-    return True
+        odd |= hex_digit(data[_U(at + i)])
+    return odd >= 0
 
 
 @compiled(_INT(_BYTES, _INT, _INT), inline=True)
@@ -276,11 +278,11 @@ def _uuid(data, at, found):
     word = np.int64(0)
     for i in range(size):
         byte = data[_U(content + i)]
-        if i == 8 or i == 13 or i == 18 or i == 23:
+        if i in (8, 13, 18, 23):
             if byte != ord("-"):
                 return -1
             continue
-        digit = _hex_digit(byte)
+        digit = hex_digit(byte)
         if digit < 0:
             return -1
         # Two digits a byte, the higher one first.
@@ -308,7 +310,7 @@ def _anything(data, at, depth):
     if at >= len(data) or depth == 0:
         return -1
     first = np.int64(data[_U(at)])
-    if first < 0x80 or first >= 0xE0 or first == 0xC0 or first == 0xC2 or first == 0xC3:
+    if first < 0x80 or first >= 0xE0 or first in (0xC0, 0xC2, 0xC3):
         return at + 1
     if first < 0xA0 or first >= 0xDC:
         is_map = first < 0x90 or first >= 0xDE
@@ -328,7 +330,7 @@ def _anything(data, at, depth):
     if 0xCC <= first <= 0xD3:
         at, _ = _integer(data, at)
         return at
-    if first == 0xCA or first == 0xCB:
+    if first in (0xCA, 0xCB):
         return _finite(data, at + 1, first == 0xCB)
     at, size = _text(data, at)
     if at < 0 or size > MAX_TEXT_BYTES or not _is_plain(data, at, size):
@@ -337,7 +339,7 @@ def _anything(data, at, depth):
 
 
 @compiled(_INT(_BYTES, _INT, _INT, _TABLE, _INT, _INT, _INT), inline=True)
-def _field(data, at, size, table, first, last, expected):
+def field(data, at, size, table, first, last, expected):
     """The row of the field of a name, sought from the `expected` one on; or -1."""
     for step in range(last - first):
         row = expected + step
@@ -361,7 +363,7 @@ def _scalar(data, at, row, table, found):
     """The end of a field's value that is no struct and no list of them."""
     kind = table[_U(row), KIND]
     low, high = table[_U(row), LOW], table[_U(row), HIGH]
-    if kind == INTEGER or kind == EVENT_INDEX:
+    if kind in (INTEGER, EVENT_INDEX):
         at, value = _integer(data, at)
         if at < 0 or value < low or value > high:
             return -1
@@ -380,7 +382,7 @@ def _scalar(data, at, row, table, found):
         return -1
     if kind == TEXT:
         is_right = _is_plain(data, at, size)
-    elif kind == TYPE_NAME or kind == COMMAND_TYPE:
+    elif kind in (TYPE_NAME, COMMAND_TYPE):
         is_right = _is_type_name(data, at, size)
         if kind == COMMAND_TYPE:
             found[_TYPE_AT] = at
@@ -403,7 +405,7 @@ def _struct(data, at, part, table, found):
         at, size = _text(data, at)
         if at < 0:
             return -1
-        row = _field(data, at, size, table, first, last, expected)
+        row = field(data, at, size, table, first, last, expected)
         if row < 0 or seen >> (row - first) & 1:
             return -1
         seen |= np.int64(1) << (row - first)
@@ -414,7 +416,7 @@ def _struct(data, at, part, table, found):
             at = at + 1 if table[_U(row), NULLABLE] else -1
         elif kind == STRUCT:
             at = _struct(data, at, table[_U(row), PART], table, found)
-        elif kind == LIST or kind == EVENTS:
+        elif kind in (LIST, EVENTS):
             at, items = _list(data, at)
             if kind == EVENTS:
                 found[_EVENTS] = items
@@ -450,7 +452,7 @@ def _is_among(data, at, size, watched):
 
 @compiled(_INT(_BYTES, _INT, _INT, _TABLE, _BYTES, _FOUND))
 def recognize(data, at, count, table, watched, found):
-    """The end of `count` entries from `at` on, or -1; what there is to say about them in `found`."""
+    """The end of `count` entries from `at` on, or -1; what is to say about them in `found`."""
     found[IS_WATCHED] = 0
     for number in range(count):
         found[_ENTRY] = KEYS + 2 * number

@@ -8,7 +8,6 @@ from contextlib import suppress
 from threading import Thread
 from typing import Final
 
-
 # Entries are trees without cycles and die by reference counting: there is little to collect.
 _YOUNG_OBJECTS: Final = 100_000
 _OLD_AFTER: Final = (50, 100)

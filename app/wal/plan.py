@@ -79,16 +79,20 @@ class Plan:
         self._requests = []
         return self._entries
 
-    def add(self, request: PreparedRequest) -> Verdict:
-        """Take a request of new entries into the record."""
-        keys = request.keys
+    def ids_of(self, keys: list[int]) -> dict[int, int]:
+        """The `command_id`s that further entries of these keys would get."""
         first = self.first_command_id + len(self.keys)
-        self.pending.update(zip(keys, range(first, first + len(keys)), strict=True))
-        self.keys += keys
+        return dict(zip(keys, range(first, first + len(keys)), strict=True))
+
+    def add(self, request: PreparedRequest, ids: dict[int, int]) -> Verdict:
+        """Take a request of new entries into the record, under `ids_of` its keys."""
+        first = self.first_command_id + len(self.keys)
+        self.pending.update(ids)
+        self.keys += request.keys
         self.packed.append(request.packed)
         self.may_make_block |= request.may_make_block
         self._requests.append(request)
-        return Verdict(len(keys), first, [], None, needs_record=True, end_offset=0)
+        return Verdict(len(ids), first, [], None, needs_record=True, end_offset=0)
 
 
 class Planner:
@@ -109,12 +113,13 @@ class Planner:
     def place(self, request: PreparedRequest, plan: Plan) -> Verdict:
         """Take what is new of a request into the plan, nothing of it when it is refused."""
         keys = request.keys
+        ids = plan.ids_of(keys)
         if (
-            self._index.unseen(keys)
+            len(ids) == len(keys)
+            and self._index.unseen(keys)
             and plan.pending.keys().isdisjoint(keys)
-            and (len(keys) == 1 or len(set(keys)) == len(keys))
         ):
-            return plan.add(request)
+            return plan.add(request, ids)
         try:
             return self._sift(request, plan)
         except _UNREADABLE as error:
@@ -161,7 +166,7 @@ class Planner:
         if fresh:
             array = pack_array(len(taken), (bytes(encoded[at]) for at in taken))
             entries = [request.entries[at] for at in taken]
-            new = plan.add(PreparedRequest(list(fresh), memoryview(array), entries))
+            new = plan.add(PreparedRequest(list(fresh), memoryview(array), entries), fresh)
             return new._replace(repeated=repeated)
         ids = [earlier for _, earlier in repeated if earlier < plan.first_command_id]
         end = max((self._index.record_of(command_id).end for command_id in ids), default=0)

@@ -7,6 +7,7 @@ from typing import Final
 
 from crc32c import crc32c
 
+from app.model.codec import PreparedRequest
 from app.settings import WalSync
 from app.wal.checkpoint import Checkpoint
 from app.wal.dedup import DuplicateIndex
@@ -122,7 +123,7 @@ def _write_log(files: FileSystem, directory: Path) -> None:
     places = [array.index(key.to_bytes(16)) for key in request.keys]
     command_id = 1
     while log.end < _LOG_BYTES:
-        fresh = request._replace(array=memoryview(stamped(array, places)))
+        fresh = PreparedRequest(request.keys, memoryview(stamped(array, places)))
         offset = log.reserve(fresh.size_bytes + 256, command_id)
         log.append(record_of(fresh, offset, command_id))
         command_id += _BATCH_ENTRIES

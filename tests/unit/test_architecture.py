@@ -12,6 +12,7 @@ APP: Final = ROOT / "app"
 
 # A module imports from its own room and from rooms on lower floors, from nowhere else.
 FLOORS: Final = {
+    "compiling": 0,
     "environment": 0,
     "errors": 0,
     "failpoints": 0,
