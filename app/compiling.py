@@ -1,9 +1,7 @@
 """How functions are compiled by numba: for given types, when their module is imported.
 
-Only modules of compiled functions import this one, and they are loaded in the background once they
-are needed: numba takes a quarter of a second to load, and longer where nothing compiled is kept
-from before. What is kept is told by a module's own source: constants that are compiled in must be
-defined in the module that uses them.
+Only modules of compiled functions import this one, and `app.service.compiled` loads them, once they
+are needed: numba takes a quarter of a second to load, and longer where nothing compiled is kept.
 """
 
 from typing import Any
@@ -12,7 +10,7 @@ from numba import njit
 
 
 def compiled(signature: Any, *, inline: bool = False) -> Any:
-    """Compile now, for these types; kept beside the source where that can be written.
+    """Compile now, for these types; kept for the next time where that can be.
 
     The interpreter is unlocked while such a function runs. An `inline` one becomes a part of every
     other that calls it.

@@ -82,4 +82,6 @@ if [ "$lock" != tools ]; then
     install --no-index --no-build-isolation --editable .
     # A service that may not write here (deploy/journal.service) would compile all of this at every start.
     "$venv/bin/python" -m compileall -q app alembic
+    # Nor need any start compile what numba compiles, for this processor.
+    "$venv/bin/python" -m app.service.compiled
 fi

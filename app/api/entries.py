@@ -20,7 +20,7 @@ from app.api.sockets import Peer
 from app.model.codec import RequestCodec
 from app.model.recognizer import LEAST_BYTES, Recognizer
 from app.model.weight import is_light
-from app.service.interpreter import load_in_background
+from app.service.compiled import GRAMMAR, load_in_background
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -109,7 +109,7 @@ class EntriesEndpoint:
         body = await self._bodies.read(incoming)
         if len(body) >= LEAST_BYTES and not self._is_recognizing:
             self._is_recognizing = True
-            load_in_background(self._recognizer.load, "recognition")
+            load_in_background(GRAMMAR, self._recognizer.use)
         if gzip or not is_light(body, self._max_body_bytes):
             request = await self._scales.prepare(body, json=json, gzip=gzip)
         else:

@@ -1,10 +1,9 @@
 """Hashing by the hundred: compiled where that is loaded, one by one where it is not.
 
-`load` brings in `app.chain.lanes`. Before it has, and where numba is not installed, the functions
-here say that they can't, and their callers hash as they do for a few.
+Before `app.chain.lanes` is in use, the functions here say that they can't, and their callers hash
+as they do for a few.
 """
 
-from importlib import import_module
 from typing import Any, Final
 
 from app.chain.hashing import HASH_BYTES
@@ -19,21 +18,9 @@ class _Loaded:
     lanes: Any = None
 
 
-def load() -> bool:
-    """Load the compiled functions; whether they can be had. Any thread.
-
-    Takes half a second, and several where nothing compiled is kept from an earlier time.
-    """
-    try:
-        _Loaded.lanes = import_module("app.chain.lanes")
-    except ImportError:
-        return False
-    return True
-
-
-def unload() -> None:
-    """Go on without them."""
-    _Loaded.lanes = None
+def use(lanes: Any) -> None:
+    """Hash by the module `app.chain.lanes` from now on, or without it if None. Any thread."""
+    _Loaded.lanes = lanes
 
 
 def lanes_for(count: int) -> Any:

@@ -1,12 +1,11 @@
 """Telling entries that are surely valid, without decoding them.
 
-That takes a fraction of what decoding and checking does. It is there once `load` was called, where
-numba is installed; whatever is not recognized is decoded and checked, as it is without.
+That takes a fraction of what decoding and checking does. Before the compiled functions are loaded
+nothing is recognized; whatever is not is decoded and checked.
 """
 
 from collections.abc import Collection
-from importlib import import_module
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 LEAST_BYTES: Final = 4096
 """Shorter bodies are decoded as soon."""
@@ -36,17 +35,9 @@ class Recognizer:
         self._watched = watched
         self._compiled: _Compiled | None = None
 
-    def load(self) -> bool:
-        """Load the compiled functions; whether they can be had. Any thread.
-
-        Takes half a second, and several where nothing compiled is kept from an earlier time.
-        """
-        try:
-            grammar = import_module("app.model.grammar")
-        except ImportError:
-            return False
+    def use(self, grammar: Any) -> None:
+        """Recognize entries from now on, by the module `app.model.grammar`. Any thread."""
         self._compiled = grammar.Grammar(self._max_field_bytes, self._watched)
-        return True
 
     def recognize(self, array: memoryview) -> Recognized | None:
         """The entries of an array in MessagePack; None where it is not sure that all are valid."""

@@ -3,9 +3,7 @@
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from threading import Thread
 from typing import Final
 
 # Entries are trees without cycles and die by reference counting: there is little to collect.
@@ -23,16 +21,6 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_TRIM_THRESHOLD: Final = -1
 _LARGE_BYTES: Final = 9 << 20
 _KEPT_BYTES: Final = _LARGE_BYTES
-
-
-def load_in_background(load: Callable[[], bool], name: str) -> None:
-    """Load compiled functions on a thread: until they are there, all goes on without them."""
-
-    def load_and_set_aside() -> None:
-        if load():
-            gc.freeze()
-
-    Thread(target=load_and_set_aside, name=name, daemon=True).start()
 
 
 def collect_rarely() -> None:

@@ -11,6 +11,7 @@ from app.chain import bulk, merkle
 from app.chain.hashing import HASH_BYTES, hash_in_domain
 from app.chain.header import command_identities, command_identity, event_hash, event_hashes
 from app.model.entry import Entry, Event, Hash32
+from app.service.compiled import LANES, load
 from tests.unit.chain import reference
 
 # Around the ends of Keccak's blocks of 136 bytes.
@@ -24,9 +25,9 @@ leaves = st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES)
 @pytest.fixture(scope="module", autouse=True)
 def lanes() -> Iterator[None]:
     pytest.importorskip("numba", reason="numba has no wheel here")
-    assert bulk.load()
+    bulk.use(load(LANES))
     yield
-    bulk.unload()
+    bulk.use(None)
 
 
 @given(st.binary(max_size=40), st.lists(payloads, min_size=1, max_size=40))
@@ -87,9 +88,9 @@ def test_logs_grow_as_one_by_one(batches: list[list[bytes]], size: int) -> None:
     state = merkle.append(merkle.LogState(), [bytes(HASH_BYTES)] * size).state
     for batch in batches:
         grown = merkle.append(state, batch)
-        bulk.unload()
+        bulk.use(None)
         expected = merkle.append(state, batch)
-        bulk.load()
+        bulk.use(load(LANES))
         assert grown == expected
         state = grown.state
 
