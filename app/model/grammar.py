@@ -35,7 +35,7 @@ class Grammar:
     def __init__(self, max_field_bytes: int, watched: Iterable[str]) -> None:
         table = _Table(max_field_bytes)
         table.add(Entry)
-        self._table = table.as_array()
+        self.table = table.as_array()
         names = "*" if "*" in watched else "".join(f"{name}\0" for name in watched)
         self._watched = np.frombuffer(names.encode(), np.uint8)
 
@@ -48,7 +48,7 @@ class Grammar:
         data = np.frombuffer(array, np.uint8)
         data.flags.writeable = False
         found = np.empty(to.KEYS + 2 * count, np.int64)
-        if to.recognize(data, at, count, self._table, self._watched, found) != len(array):
+        if to.recognize(data, at, count, self.table, self._watched, found) != len(array):
             return None
         uuids = found[to.KEYS :].view(f"V{_KEY_BYTES}").tolist()
         return Recognized(list(map(int.from_bytes, uuids)), bool(found[to.IS_WATCHED]))
@@ -58,7 +58,7 @@ class Grammar:
         text = np.frombuffer(body, np.uint8)
         text.flags.writeable = False
         out = np.empty(_MOST_HEADER_BYTES + room_for(len(text)), np.uint8)
-        count, end = transcribe(text, self._table, out, _MOST_HEADER_BYTES)
+        count, end = transcribe(text, self.table, out, _MOST_HEADER_BYTES)
         if count < 0:
             return None
         header = array_header(count)

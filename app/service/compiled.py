@@ -35,6 +35,7 @@ def load_in_background(module: str, use: Callable[[Any], None]) -> None:
         if loaded is not None:
             use(loaded)
             gc.freeze()
+            _log.info("compiled functions are in use: %s", module)
 
     Thread(target=load_and_use, name=f"loading {module}", daemon=True).start()
 

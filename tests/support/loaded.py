@@ -15,8 +15,7 @@ from typing import Final
 from app.cli import main
 
 _FORKS: Final = multiprocessing.get_context("forkserver")
-# Compiled code, too, which each life would load anew in the background, or compile in vain.
-_PROGRAM: Final = ["app.cli.operator", "app.server", "app.main", "app.chain.lanes"]
+_PROGRAM: Final = ["app.cli.operator", "app.server", "app.main", "tests.support.compiled"]
 _FORKS.set_forkserver_preload([*_PROGRAM, __name__])
 # An exit status can be read once, by whichever thread asks, also when it starts another process.
 _ASKING: Final = Lock()
