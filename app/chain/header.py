@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from app.chain.bulk import lanes_for, split
 from app.chain.hashing import HASH_BYTES, ZERO32, hash_in_domain, u64
-from app.model.entry import ADDRESS_BYTES, Count, Entry, Event
+from app.model.entry import ADDRESS_BYTES, AnyCommand, Count, Event
 
 SIGNATURE_BYTES: Final = 65
 NO_SIGNER: Final = bytes(ADDRESS_BYTES)
@@ -130,7 +130,7 @@ def derived_identity(request_uuid: bytes, command_data: bytes) -> bytes:
     return hash_in_domain(_IDENTITY, request_uuid + command_data)
 
 
-def command_identity(entry: Entry) -> bytes:
+def command_identity(entry: AnyCommand) -> bytes:
     """Return an entry's identity hash: the engine's, or the derived one when absent or all zero."""
     sent = entry.command_identity_hash
     if sent is None or sent == ZERO32:
@@ -138,7 +138,7 @@ def command_identity(entry: Entry) -> bytes:
     return bytes(sent)
 
 
-def command_identities(entries: Sequence[Entry]) -> list[bytes]:
+def command_identities(entries: Sequence[AnyCommand]) -> list[bytes]:
     """Return the identity hashes of entries, as `command_identity` does."""
     lanes = lanes_for(len(entries))
     if lanes is None:

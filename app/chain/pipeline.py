@@ -27,7 +27,7 @@ from app.chain.header import (
 from app.chain.merkle import LogAppend, LogState
 from app.chain.sparse import TreeReader, TreeState, TreeUpdate
 from app.errors import InvariantError
-from app.model.entry import Entry
+from app.model.entry import AnyCommand
 
 ALL_COMMANDS: Final = "*"
 
@@ -81,7 +81,7 @@ class Difference(NamedTuple):
         return f"block {self.height}: {self.field}: expected {self.expected}, found {self.found}"
 
 
-def block_indices(entries: Iterable[Entry], block_commands: AbstractSet[str]) -> list[int]:
+def block_indices(entries: Iterable[AnyCommand], block_commands: AbstractSet[str]) -> list[int]:
     """Select the block commands of a batch: `*` is every entry with a `command_type`."""
     if ALL_COMMANDS in block_commands:
         return [index for index, entry in enumerate(entries) if entry.command_type is not None]
@@ -91,7 +91,7 @@ def block_indices(entries: Iterable[Entry], block_commands: AbstractSet[str]) ->
 def prepare_block(
     before: ChainState,
     read: TreeReader,
-    commands: Sequence[Entry],
+    commands: Sequence[AnyCommand],
     timestamp: int,
     signer: bytes = NO_SIGNER,
 ) -> PreparedBlock:

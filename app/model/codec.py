@@ -20,6 +20,8 @@ from app.model.entry import (
     MAX_TEXT_BYTES,
     ZERO_DIGEST,
     Address,
+    AnyCommand,
+    Command,
     Entry,
     Hash32,
 )
@@ -67,6 +69,11 @@ class PreparedRequest:
         return self._entries
 
     @property
+    def commands(self) -> Sequence[AnyCommand]:
+        """What a block commits to of them."""
+        return _commands.decode(self.array) if self._entries is None else self._entries
+
+    @property
     def size_bytes(self) -> int:
         """How much of a record it takes."""
         return len(self.packed)
@@ -107,6 +114,7 @@ def _encode_hook(value: Any) -> Any:
 
 
 _entries: Final = msgspec.msgpack.Decoder(list[Entry], dec_hook=decode_hook)
+_commands: Final = msgspec.msgpack.Decoder(list[Command], dec_hook=decode_hook)
 # Maps have no order of their own: a sender that keeps symbols in a hash table may well repeat them
 # in another one.
 _canonical = msgspec.msgpack.Encoder(

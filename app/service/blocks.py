@@ -14,7 +14,7 @@ from app.chain.header import NO_SIGNER, Delegation, Header, Roots
 from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
 from app.chain.store import BlockCommand, CommitmentStore, Seen
 from app.errors import DiskFull, OutsideWindow, StoreFailed, StoreFull
-from app.model.entry import Entry
+from app.model.entry import AnyCommand
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class PendingBlock:
     prepared: PreparedBlock
     header: Header
     indices: list[int]
-    entries: list[Entry]
+    entries: list[AnyCommand]
     authority: Delegation | None
 
     @property
@@ -105,7 +105,7 @@ class BlockProducer:
             return "degraded" if self._was_signed else "off"
         return "ok" if self._signer.fault is None else "degraded"
 
-    def prepare(self, entries: Sequence[Entry]) -> PendingBlock | None:
+    def prepare(self, entries: Sequence[AnyCommand]) -> PendingBlock | None:
         """Prepare and sign the block of a batch; None when the batch holds no block command.
 
         Raises `DiskFull` while the store can't be written.
@@ -132,7 +132,7 @@ class BlockProducer:
         return PendingBlock(prepared, header, indices, commands, authority)
 
     def _prepare(
-        self, commands: Sequence[Entry], timestamp: int, hot: HotKey | None
+        self, commands: Sequence[AnyCommand], timestamp: int, hot: HotKey | None
     ) -> PreparedBlock:
         signer = NO_SIGNER if hot is None else hot.address
         return prepare_block(self.store.state, self.store.read_node, commands, timestamp, signer)
@@ -200,17 +200,20 @@ class BlockProducer:
 
 
 def block_commands(
-    prepared: PreparedBlock, indices: Sequence[int], entries: Sequence[Entry], first_command_id: int
+    prepared: PreparedBlock,
+    indices: Sequence[int],
+    entries: Sequence[AnyCommand],
+    first_command_id: int,
 ) -> list[BlockCommand]:
     """What the store keeps of a block's commands."""
     first_leaf = prepared.header.first_seq
     return [
         BlockCommand(
-            command_id=first_command_id + index,
-            request_uuid=entry.request_uuid.bytes,
-            command_type=entry.command_type or "",
-            identity=identity,
-            leaf_index=first_leaf + position,
+            first_command_id + index,
+            entry.request_uuid.bytes,
+            entry.command_type or "",
+            identity,
+            first_leaf + position,
         )
         for position, (index, entry, identity) in enumerate(
             zip(indices, entries, prepared.identities, strict=True)

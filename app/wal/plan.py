@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
 from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
-from app.model.entry import Entry
+from app.model.entry import AnyCommand, Entry
 from app.model.packing import pack_array, split_array
 from app.wal.decoding import at_any_depth
 from app.wal.dedup import DuplicateIndex
@@ -61,6 +61,8 @@ class Plan:
         self.packed: list[bytes | memoryview] = []
         self._requests: list[PreparedRequest] = []
         self._entries: list[Entry] = []
+        # So many of the requests are in `_entries`.
+        self._decoded = 0
         # Keys of this record, which is not durable yet.
         self.pending: dict[int, int] = {}
         self.duplicates = 0
@@ -74,10 +76,15 @@ class Plan:
     @property
     def entries(self) -> list[Entry]:
         """The entries, which are decoded when they are needed."""
-        for request in self._requests:
+        for request in self._requests[self._decoded :]:
             self._entries += request.entries
-        self._requests = []
+        self._decoded = len(self._requests)
         return self._entries
+
+    @property
+    def commands(self) -> list[AnyCommand]:
+        """What a block commits to of them."""
+        return [command for request in self._requests for command in request.commands]
 
     def ids_of(self, keys: list[int]) -> dict[int, int]:
         """The `command_id`s that further entries of these keys would get."""
