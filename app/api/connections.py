@@ -245,11 +245,14 @@ class Connections:
             await self._window.wait()
         return not use.is_cut
 
-    def left_unread(self, peer: Peer) -> None:
-        """A request of this client was answered without the rest of its body."""
+    def left_unread(self, peer: Peer, size_bytes: int = WINDOW_BYTES) -> None:
+        """A request of this client was answered without the rest of its body.
+
+        So much of it may still come: over HTTP/2 no more than the window that it has.
+        """
         use = self._uses.get(peer)
         if use is not None:
-            use.unasked.part(WINDOW_BYTES)
+            use.unasked.unread(size_bytes)
 
     def _end_window(self, window: asyncio.Event) -> None:
         waiting = {peer for peer, use in self._paced.items() if use.small_parts > MAX_SMALL_PARTS}

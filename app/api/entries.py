@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from app.api.bodies import Bodies, IncomingBody, Message, Receive
-from app.api.connections import Connections, peer_of
+from app.api.connections import WINDOW_BYTES, Connections, peer_of
 from app.api.formats import answers_msgpack, body_is_json, encode
 from app.api.problems import TRANSLATED, HttpProblem, body_too_large, problem_of
 from app.api.scales import Scales
@@ -94,8 +94,11 @@ class EntriesEndpoint:
             await self._bodies.discard(incoming)
             if incoming.broken:
                 self._connections.broke_off(peer)
-            elif not incoming.complete:
-                self._connections.left_unread(peer)
+            if not incoming.complete:
+                # Over HTTP/1.1 the server itself may read it, and not say so.
+                is_http1 = scope["http_version"].startswith("1")
+                unread_bytes = self._max_body_bytes if is_http1 else 0
+                self._connections.left_unread(peer, unread_bytes + WINDOW_BYTES)
 
     async def _append(
         self, scope: Scope, headers: "_Headers", incoming: IncomingBody, peer: Peer

@@ -2,9 +2,10 @@
 
 Request bodies in MessagePack and JSON, and the one canonical encoding.
 
-A WAL record holds a MessagePack entry as it was sent and checked, and a JSON entry in the canonical
-encoding: its MessagePack map with defaults left out. Equal content has equal canonical bytes,
-whatever it came in; they are made where contents have to be compared.
+A WAL record holds a MessagePack entry as it was sent and checked, and a JSON entry either in the
+canonical encoding, which is its MessagePack map with defaults left out, or as it was transcribed.
+Equal content has equal canonical bytes, whatever it came in; they are made where contents have to
+be compared.
 """
 
 from collections.abc import Sequence

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
+import msgspec
 import numpy as np
-from msgspec import Struct, inspect
+from msgspec import NODEFAULT, Struct, inspect
 
+from app.errors import InvariantError
 from app.model import recognition as to
 from app.model.codec import LENGTHS
 from app.model.entry import MAX_INT64, MAX_TEXT_BYTES, Entry, FillSideEffect
@@ -38,6 +40,10 @@ class Grammar:
         self.table = table.as_array()
         names = "*" if "*" in watched else "".join(f"{name}\0" for name in watched)
         self._watched = np.frombuffer(names.encode(), np.uint8)
+        # What is loaded at the first call is loaded here: later there may be no descriptor for it.
+        rehearsed = self.transcribe(b'{"entries":[{}]}')
+        if rehearsed is None or self.recognize(rehearsed) is not None:
+            raise InvariantError("an entry without fields was not told for what it is")
 
     def recognize(self, array: memoryview) -> Recognized | None:
         """What `Recognizer.recognize` gives."""
@@ -105,7 +111,7 @@ class _Table:
         if len(padded) > 8 * to.NAME_WORDS:
             raise TypeError(f"{field.name} is too long a name")
         words = np.frombuffer(padded, "<i8").tolist()
-        return [len(name), what, int(nullable), low, high, of, *words]
+        return [len(name), what, int(nullable), low, high, of, _default(field), *words]
 
     def _kind(self, kind: inspect.Type) -> tuple[int, int, int, int]:
         """What a field holds, the limits of it, and the row of its struct."""
@@ -131,6 +137,17 @@ class _Table:
             case inspect.DictType(key_type=inspect.StrType(), value_type=inspect.AnyType()):
                 return to.SYMBOLS, 0, 0, 0
         raise TypeError(f"entries of {kind} can't be recognized")
+
+
+def _default(field: inspect.Field) -> int:
+    """The byte that a default is encoded as; -1 where there is none."""
+    if field.required:
+        return -1
+    default = field.default if field.default_factory is NODEFAULT else field.default_factory()
+    encoded = msgspec.msgpack.encode(default)
+    if len(encoded) != 1:
+        raise TypeError(f"{field.name} has a default of more than one byte")
+    return encoded[0]
 
 
 def _without_none(kind: inspect.Type) -> tuple[inspect.Type, bool]:

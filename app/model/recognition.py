@@ -23,14 +23,16 @@ FIRST: Final = 0
 LAST: Final = 1
 REQUIRED: Final = 2
 # Columns of a field's row: its name's length, what it holds, whether it may be nil, the limits of
-# its value or length, the row of the struct that it is made of, and its name in words of 8 bytes.
+# its value or length, the row of the struct that it is made of, the byte that encodes its default,
+# or -1, and its name in words of 8 bytes.
 NAME_BYTES: Final = 0
 KIND: Final = 1
 NULLABLE: Final = 2
 LOW: Final = 3
 HIGH: Final = 4
 PART: Final = 5
-NAME: Final = 6
+DEFAULT: Final = 6
+NAME: Final = 7
 NAME_WORDS: Final = 4
 COLUMNS: Final = NAME + NAME_WORDS
 

@@ -3,10 +3,11 @@
     transcribe(text, table, out, to)  ->  how many entries, and where they end; or -1
 
 `text` is the body of a request. Its entries are written to `out`, from `to` on, one after another,
-each in the order in which its fields were sent; bytes, addresses, hashes and UUIDs as what they are
-instead of the text that JSON has for them. What is unusual, as escapes in text, fractions, and what
-is not ASCII, is not transcribed: the decoder takes such a body. What is transcribed need not be
-valid: `app.model.recognition` tells that, by the same `table`. `out` has `room_for` them.
+each in the order in which its fields were sent, without those that have their default; bytes,
+addresses, hashes and UUIDs as what they are instead of the text that JSON has for them. What is
+unusual, as escapes in text, fractions, and what is not ASCII, is not transcribed: the decoder takes
+such a body. What is transcribed need not be valid: `app.model.recognition` tells that, by the same
+`table`. `out` has `room_for` them.
 """
 
 from typing import Final
@@ -17,6 +18,7 @@ from numba import types
 from app.compiling import compiled
 from app.model.recognition import (
     BINARY,
+    DEFAULT,
     EVENTS,
     FIRST,
     FIXED,
@@ -374,6 +376,7 @@ def _struct(text, at, part, table, out, to):
         return _FAILED
     first, last = table[_U(part), FIRST], table[_U(part), LAST]
     expected = first
+    seen = np.int64(0)
     start, count = to, 0
     to += 1
     at, more = _first(text, at, ord("}"))
@@ -382,10 +385,12 @@ def _struct(text, at, part, table, out, to):
         if at < 0:
             return _FAILED
         row = field(text, at, size, table, first, last, expected)
-        if row < 0:
+        if row < 0 or seen >> (row - first) & 1:
             return _FAILED
+        seen |= np.int64(1) << (row - first)
         expected = row + 1 if row + 1 < last else first
-        to = _put_text(text, at, size, out, to)
+        name = to
+        to = value = _put_text(text, at, size, out, to)
         at = _behind(text, at + size + 1, ord(":"))
         if at < 0 or at >= len(text):
             return _FAILED
@@ -407,7 +412,10 @@ def _struct(text, at, part, table, out, to):
             at, to = _scalar(text, at, row, table, out, to)
         if at < 0:
             return _FAILED
-        count += 1
+        if to == value + 1 and out[_U(value)] == table[_U(row), DEFAULT]:
+            to = name
+        else:
+            count += 1
         at, more = _further(text, at, ord("}"))
     return (at, _close(out, start, to, count, 0x80, 0xDE)) if at >= 0 else _FAILED
 

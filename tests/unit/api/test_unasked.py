@@ -44,3 +44,24 @@ def test_a_little_is_borne_each_second_and_nothing_is_saved_up() -> None:
     received_bytes += MUCH
     unasked.overdue_bytes(received_bytes, 0)
     assert unasked.overdue_bytes(received_bytes, 0) == MUCH
+
+
+@pytest.mark.parametrize("came_bytes", [0, MUCH // 3, MUCH])
+def test_the_rest_of_a_body_that_nobody_reads_may_come_before_that_is_said_and_long_after(
+    came_bytes: int,
+) -> None:
+    unasked = Unasked()
+    unasked.overdue_bytes(came_bytes, 0)
+    unasked.unread(MUCH)
+    for received_bytes in range(came_bytes, MUCH + 1, MUCH // 30):
+        assert unasked.overdue_bytes(received_bytes, 0) <= 0
+    unasked.overdue_bytes(2 * MUCH, 0)
+    assert unasked.overdue_bytes(2 * MUCH, 0) >= MUCH - MUCH // 30
+
+
+def test_bodies_that_nobody_reads_have_one_window_together() -> None:
+    unasked = Unasked()
+    for _ in range(100):
+        unasked.unread(MUCH)
+    unasked.overdue_bytes(3 * MUCH, 0)
+    assert unasked.overdue_bytes(3 * MUCH, 0) == 2 * MUCH

@@ -61,6 +61,9 @@ def agreed(recognizer: Recognizer, body: bytes, *, json: bool) -> Recognized | N
     assert recognized.keys == expected.keys
     found = plain_codec.prepare(OPENING + bytes(array), json=False)
     contents = [canonical_bytes(entry) for entry in expected.entries]
+    if json:
+        # Defaults are left out, and what has a form of its own has it.
+        assert msgpack.unpackb(bytes(array)) == [msgpack.unpackb(content) for content in contents]
     assert [canonical_bytes(entry) for entry in found.entries] == contents
     assert recognized.is_watched == any(each.command_type in WATCHED for each in expected.entries)
     return recognized
@@ -121,6 +124,23 @@ def test_space_between_the_parts_of_json_is_none_of_it(recognizer: Recognizer) -
     for mark in "{}[],":
         spaced = spaced.replace(mark.encode(), f" \r\n\t{mark} ".encode())
     assert agreed(recognizer, spaced, json=True)
+
+
+def test_defaults_that_are_spelled_out_in_json_are_left_out(recognizer: Recognizer) -> None:
+    short = json_entry()
+    spelled_out = to_json(make_entry()) | {"pre_digest": {"l2_seq": 0, "symbols": {}}}
+    array = recognizer.transcribe(as_json(short, spelled_out | short))
+    assert array is not None
+    one, other = msgpack.unpackb(bytes(array))
+    assert one == other
+    assert one.keys() == short.keys()
+
+
+@pytest.mark.parametrize("field", ['"order_id": 5, "order_id": null', '"order_id": 0'])
+def test_what_only_looks_like_a_default_is_kept(recognizer: Recognizer, field: str) -> None:
+    body = as_json(json_entry()).replace(b'"command_data"', f'{field}, "command_data"'.encode())
+    recognized = agreed(recognizer, body, json=True)
+    assert bool(recognized) is ("null" not in field)
 
 
 @pytest.mark.parametrize(
