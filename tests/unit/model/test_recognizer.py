@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, Never
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.chain.pipeline import ChainState, block_indices, prepare_block
@@ -210,6 +210,7 @@ def edited(data: bytes, edits: Sequence[Edit], start: int) -> bytes:
     return data
 
 
+@settings(max_examples=300)
 @given(edits=edits, json=st.booleans())
 def test_what_is_changed_anywhere_is_recognized_only_if_it_is_valid(
     recognizer: Recognizer, edits: list[Edit], *, json: bool
