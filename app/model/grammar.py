@@ -21,8 +21,6 @@ _SPECIAL: Final = {
     (Entry, "command_type"): to.COMMAND_TYPE,
     (FillSideEffect, "event_idx"): to.EVENT_INDEX,
 }
-
-
 _KEY_BYTES: Final = 16
 _MOST_HEADER_BYTES: Final = 5
 

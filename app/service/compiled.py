@@ -24,7 +24,7 @@ TRANSCRIPTION: Final = "app.model.transcription"
 GRAMMAR: Final = "app.model.grammar"
 """No compiled functions of its own: what uses two of the others."""
 _APP: Final = Path(__file__).parents[1]
-_COMPILED: Final = (LANES, RECOGNITION, TRANSCRIPTION)
+COMPILED: Final = (LANES, RECOGNITION, TRANSCRIPTION)
 
 
 def load_in_background(module: str, use: Callable[[Any], None]) -> None:
@@ -59,7 +59,7 @@ def load(module: str) -> Any:
 def _kept_in(parent: str) -> str:
     """Where compiled functions are kept: below `parent`, the code itself, or the user's caches."""
     digest = blake2b(digest_size=8)
-    for module in _COMPILED:
+    for module in COMPILED:
         digest.update(_source(module).read_bytes())
     name = f"compiled-{digest.hexdigest()}"
     if parent:
@@ -76,5 +76,5 @@ def _source(module: str) -> Path:
 
 
 if __name__ == "__main__":
-    for _module in _COMPILED:  # so that no start has to compile them
+    for _module in COMPILED:  # so that no start has to compile them
         load(_module)
