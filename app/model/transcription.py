@@ -62,11 +62,12 @@ for _value, _letter in enumerate(_ALPHABET):
 
 
 def room_for(text_bytes: int) -> int:
-    """How many bytes may be written for so many.
+    """How many bytes may be written for so many, and some more.
 
-    Nothing takes more than in JSON, with its quotes and commas, but text of 64 KiB: two bytes.
+    Text of 256 bytes and more takes one byte more than with its quotes, of 64 KiB and more three.
+    A longer header of a list or map takes less than its commas.
     """
-    return text_bytes + (text_bytes >> 15) + 8
+    return text_bytes + text_bytes // 64 + 64
 
 
 @compiled(_INT(_BYTES, _INT), inline=True)
@@ -178,13 +179,13 @@ def _put_base64(text, at, size, out, to):
     return -1 if odd & _NO_DIGIT else to
 
 
-@compiled(_INT(_BYTES, _INT, _INT, _INT, types.boolean, _OUT, _INT), inline=True)
-def _put_hex(text, at, size, length, has_dashes, out, to):
-    """Write so many bytes given as hex digits, two a byte, perhaps with dashes between; or -1."""
+@compiled(_INT(_BYTES, _INT, _INT, _INT, _OUT, _INT), inline=True)
+def _put_hex(text, at, size, length, out, to):
+    """Write so many bytes given as hex digits, two a byte, and dashes elsewhere; or -1."""
     to = _put_length(out, to, length, 0xC4)
     end = at + size
     for i in range(length):
-        if has_dashes and at < end and text[_U(at)] == ord("-"):
+        if at < end and text[_U(at)] == ord("-"):
             at += 1
         if end - at < 2:
             return -1
@@ -203,7 +204,7 @@ def _put_uuid(text, at, size, out, to):
     for dash in (8, 13, 18, 23):
         if text[_U(at + dash)] != ord("-"):
             return -1
-    return _put_hex(text, at, size, _UUID_BYTES, True, out, to)
+    return _put_hex(text, at, size, _UUID_BYTES, out, to)
 
 
 @compiled(_INT(_INT, _INT), inline=True)
@@ -361,9 +362,10 @@ def _scalar(text, at, row, table, out, to):
     elif kind == UUID:
         to = _put_uuid(text, at, size, out, to)
     elif kind == FIXED:
-        if size < 2 or text[_U(at)] != ord("0") or text[_U(at + 1)] != ord("x"):
+        length = table[_U(row), LOW]
+        if size != 2 + 2 * length or text[_U(at)] != ord("0") or text[_U(at + 1)] != ord("x"):
             return _FAILED
-        to = _put_hex(text, at + 2, size - 2, table[_U(row), LOW], False, out, to)
+        to = _put_hex(text, at + 2, 2 * length, length, out, to)
     else:
         to = _put_text(text, at, size, out, to)
     return (at + size + 1, to) if to >= 0 else _FAILED

@@ -296,19 +296,43 @@ def test_what_lacks_a_field_or_has_one_twice_is_not_recognized(
 # -- where it reads and writes --------------------------------------------------------------------
 
 
+def texts_in_lists(size: int, items: int, lists: int) -> bytes:
+    """A body of nothing but lists of texts, which need no comma behind the last one."""
+    texts = [["x" * size] * items] * lists
+    return as_json({"pre_digest": {"symbols": {"": texts}}}).replace(b" ", b"")
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 255, 256, 257, 65_535, 65_536])
+@pytest.mark.parametrize("items", [0, 1, 15, 16, 17])
+def test_there_is_room_for_the_longest_forms(size: int, items: int) -> None:
+    written_beyond(texts_in_lists(size, items, 1 + 200_000 // (1 + size * items)))
+
+
+@pytest.mark.parametrize(
+    "items", [[0] * 70_000, [[]] * 70_000, dict.fromkeys(map(str, range(70_000)), 0)]
+)
+def test_there_is_room_for_many_items(items: Any) -> None:
+    written_beyond(as_json({"pre_digest": {"symbols": {"": items}}}).replace(b" ", b""))
+
+
 @given(st.one_of(st.binary(max_size=60), edits), st.integers(0, 40))
 def test_nothing_is_written_beyond_the_room_there_is(
     change: bytes | list[Edit], number: int
 ) -> None:
-    """Compiled code does not look where it writes."""
+    body = as_json({"pre_digest": {"symbols": {"a": [[]] * number}}}, to_json(make_full_entry()))
+    written_beyond(change if isinstance(change, bytes) else edited(body, change, 0))
+
+
+def written_beyond(text: bytes) -> None:
+    """Compiled code does not look where it writes: nothing of what lies behind may change."""
     pytest.importorskip("numba", reason="numba has no wheel here")
     compiled = load(TRANSCRIPTION)
-    body = as_json({"pre_digest": {"symbols": {"a": [[]] * number}}}, to_json(make_full_entry()))
-    text = change if isinstance(change, bytes) else edited(body, change, 0)
-    out = np.full(compiled.room_for(len(text)) + 64, 0xA5, np.uint8)
+    room = compiled.room_for(len(text))
+    out = np.full(room + 4096, 0xA5, np.uint8)
     data = np.frombuffer(text, np.uint8)
-    compiled.transcribe(data, load(GRAMMAR).Grammar(MAX_FIELD_BYTES, ()).table, out, 0)
-    assert (out[-64:] == 0xA5).all()
+    _, end = compiled.transcribe(data, load(GRAMMAR).Grammar(MAX_FIELD_BYTES, ()).table, out, 0)
+    assert end <= room
+    assert (out[room:] == 0xA5).all()
 
 
 # -- in the codec ---------------------------------------------------------------------------------
