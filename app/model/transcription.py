@@ -52,6 +52,8 @@ _BACKSLASHES: Final = _ONES * np.uint64(0x5C)
 _DEPTH: Final = 8
 _LAST_QUOTIENT: Final = (2**63 - 1) // 10
 _UUID_BYTES: Final = 16
+# What a header, a number, or a header that grows takes at most.
+_MOST_AROUND: Final = 16
 
 _ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _ENTRIES: Final = np.frombuffer(b"entries", np.uint8)
@@ -116,6 +118,15 @@ def _string(text, at):
             return _FAILED
         end += 1
     return _FAILED
+
+
+@compiled(types.boolean(_OUT, _INT, _INT), inline=True)
+def _has_room(out, to, size):
+    """Whether text of so many bytes, or any number, may be written, with the header before it.
+
+    `room_for` makes sure of it; here a mistake in that would be in the way of nothing else.
+    """
+    return size + _MOST_AROUND <= len(out) - to
 
 
 @compiled(_INT(_OUT, _INT, _INT, _INT), inline=True)
@@ -271,10 +282,12 @@ def _literal(text, at, out, to):
 
 @compiled(_INT(_OUT, _INT, _INT, _INT, _INT, _INT), inline=True)
 def _close(out, start, to, count, fixed, wide):
-    """Write how many items there are in front of them, where one byte was left for it."""
+    """Write how many items there are in front of them, where one byte was left for it; or -1."""
     if count < 1 << 4:
         out[_U(start)] = fixed | count
         return to
+    if not _has_room(out, to, 0):
+        return -1
     width = 2 if count < 1 << 16 else 4
     for i in range(to - start - 1):
         out[_U(to + width - 1 - i)] = out[_U(to - 1 - i)]
@@ -306,12 +319,14 @@ def _further(text, at, closing):
 @compiled(_PAIR(_BYTES, _INT, _OUT, _INT, _INT))
 def _anything(text, at, out, to, depth):
     """A value in `symbols`."""
-    if at >= len(text) or depth == 0:
+    if at >= len(text) or depth == 0 or not _has_room(out, to, 0):
         return _FAILED
     first = text[_U(at)]
     if first == _QUOTE:
         at, size = _string(text, at)
-        return _FAILED if at < 0 else (at + size + 1, _put_text(text, at, size, out, to))
+        if at < 0 or not _has_room(out, to, size):
+            return _FAILED
+        return at + size + 1, _put_text(text, at, size, out, to)
     if first == ord("-") or is_digit(first):
         return _number(text, at, out, to)
     is_map = first == ord("{")
@@ -324,7 +339,7 @@ def _anything(text, at, out, to, depth):
     while more:
         if is_map:
             at, size = _string(text, at)
-            if at < 0:
+            if at < 0 or not _has_room(out, to, size):
                 return _FAILED
             to = _put_text(text, at, size, out, to)
             at = _behind(text, at + size + 1, ord(":"))
@@ -338,7 +353,8 @@ def _anything(text, at, out, to, depth):
     if at < 0:
         return _FAILED
     fixed, wide = (0x80, 0xDE) if is_map else (0x90, 0xDC)
-    return at, _close(out, start, to, count, fixed, wide)
+    to = _close(out, start, to, count, fixed, wide)
+    return (at, to) if to >= 0 else _FAILED
 
 
 @compiled(_PAIR(_BYTES, _INT, _INT, _TABLE, _OUT, _INT), inline=True)
@@ -347,7 +363,7 @@ def _scalar(text, at, row, table, out, to):
     kind = table[_U(row), KIND]
     if kind == SYMBOLS:
         return _anything(text, at, out, to, _DEPTH)
-    if at >= len(text):
+    if at >= len(text) or not _has_room(out, to, 0):
         return _FAILED
     if text[_U(at)] != _QUOTE:
         first = text[_U(at)]
@@ -355,7 +371,7 @@ def _scalar(text, at, row, table, out, to):
             return _number(text, at, out, to)
         return _literal(text, at, out, to)
     at, size = _string(text, at)
-    if at < 0:
+    if at < 0 or not _has_room(out, to, size):
         return _FAILED
     if kind == BINARY:
         to = _put_base64(text, at, size, out, to)
@@ -374,7 +390,7 @@ def _scalar(text, at, row, table, out, to):
 @compiled(_PAIR(_BYTES, _INT, _INT, _TABLE, _OUT, _INT))
 def _struct(text, at, part, table, out, to):
     """An object with the fields of a struct."""
-    if at >= len(text) or text[_U(at)] != ord("{"):
+    if at >= len(text) or text[_U(at)] != ord("{") or not _has_room(out, to, 0):
         return _FAILED
     first, last = table[_U(part), FIRST], table[_U(part), LAST]
     expected = first
@@ -384,7 +400,7 @@ def _struct(text, at, part, table, out, to):
     at, more = _first(text, at, ord("}"))
     while more:
         at, size = _string(text, at)
-        if at < 0:
+        if at < 0 or not _has_room(out, to, size):
             return _FAILED
         row = field(text, at, size, table, first, last, expected)
         if row < 0 or seen >> (row - first) & 1:
@@ -394,7 +410,7 @@ def _struct(text, at, part, table, out, to):
         name = to
         to = value = _put_text(text, at, size, out, to)
         at = _behind(text, at + size + 1, ord(":"))
-        if at < 0 or at >= len(text):
+        if at < 0 or at >= len(text) or not _has_room(out, to, 0):
             return _FAILED
         kind, of = table[_U(row), KIND], table[_U(row), PART]
         if kind == STRUCT and text[_U(at)] == ord("{"):
@@ -412,14 +428,15 @@ def _struct(text, at, part, table, out, to):
             to = _close(out, list_start, to, items, 0x90, 0xDC)
         else:
             at, to = _scalar(text, at, row, table, out, to)
-        if at < 0:
+        if at < 0 or to < 0:
             return _FAILED
         if to == value + 1 and out[_U(value)] == table[_U(row), DEFAULT]:
             to = name
         else:
             count += 1
         at, more = _further(text, at, ord("}"))
-    return (at, _close(out, start, to, count, 0x80, 0xDE)) if at >= 0 else _FAILED
+    to = _close(out, start, to, count, 0x80, 0xDE)
+    return (at, to) if at >= 0 and to >= 0 else _FAILED
 
 
 @compiled(_PAIR(_BYTES, _TABLE, _OUT, _INT))

@@ -323,6 +323,22 @@ def test_nothing_is_written_beyond_the_room_there_is(
     written_beyond(change if isinstance(change, bytes) else edited(body, change, 0))
 
 
+def test_where_there_is_no_room_nothing_is_written_beyond_it() -> None:
+    pytest.importorskip("numba", reason="numba has no wheel here")
+    symbols = {"": ["x" * 300] * 20, "a": {str(number): [number] for number in range(20)}}
+    body = as_json(to_json(make_full_entry()) | {"pre_digest": {"symbols": symbols}})
+    data = np.frombuffer(body, np.uint8)
+    table = load(GRAMMAR).Grammar(MAX_FIELD_BYTES, ()).table
+    ends = set()
+    for room in range(len(body)):
+        whole = np.full(room + 1024, 0xA5, np.uint8)
+        count, end = load(TRANSCRIPTION).transcribe(data, table, whole[:room], 0)
+        assert (whole[room:] == 0xA5).all()
+        assert count == -1 or end <= room
+        ends.add(count)
+    assert ends == {-1, 1}
+
+
 def written_beyond(text: bytes) -> None:
     """Compiled code does not look where it writes: nothing of what lies behind may change."""
     pytest.importorskip("numba", reason="numba has no wheel here")
