@@ -32,10 +32,15 @@ def load_in_background(module: str, use: Callable[[Any], None]) -> None:
 
     def load_and_use() -> None:
         loaded = load(module)
-        if loaded is not None:
+        if loaded is None:
+            return
+        try:
             use(loaded)
-            gc.freeze()
-            _log.info("compiled functions are in use: %s", module)
+        except OSError as error:
+            _without(error)
+            return
+        gc.freeze()
+        _log.info("compiled functions are in use: %s", module)
 
     Thread(target=load_and_use, name=f"loading {module}", daemon=True).start()
 
@@ -52,8 +57,12 @@ def load(module: str) -> Any:
     except ImportError:
         return None
     except (OSError, RuntimeError) as error:
-        _log.info("going on without compiled functions: %s", error)
+        _without(error)
         return None
+
+
+def _without(error: Exception) -> None:
+    _log.info("going on without compiled functions: %s", error)
 
 
 def _kept_in(parent: str) -> str:

@@ -2,5 +2,6 @@
 
 from app.service.compiled import GRAMMAR, LANES, load
 
-for _module in (LANES, GRAMMAR):
-    load(_module)
+load(LANES)
+if (_grammar := load(GRAMMAR)) is not None:
+    _grammar.Grammar(0, ())  # which loads what is loaded at the first call
