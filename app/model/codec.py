@@ -2,8 +2,8 @@
 
 Request bodies in MessagePack and JSON, and the one canonical encoding.
 
-A WAL record holds a MessagePack entry as it was sent and checked, and a JSON entry either in the
-canonical encoding, which is its MessagePack map with defaults left out, or as it was transcribed.
+A WAL record holds a MessagePack entry as it was sent and checked, and a JSON entry in the canonical
+encoding, which is its MessagePack map with defaults left out, but perhaps in the order it was sent.
 Equal content has equal canonical bytes, whatever it came in; they are made where contents have to
 be compared.
 """

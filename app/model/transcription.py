@@ -52,6 +52,7 @@ _BACKSLASHES: Final = _ONES * np.uint64(0x5C)
 _DEPTH: Final = 8
 _LAST_QUOTIENT: Final = (2**63 - 1) // 10
 _UUID_BYTES: Final = 16
+_MOST_FIXED: Final = 15
 # What a header, a number, or a header that grows takes at most.
 _MOST_AROUND: Final = 16
 
@@ -296,6 +297,23 @@ def _close(out, start, to, count, fixed, wide):
     return to + width
 
 
+@compiled(_INT(_INT), inline=True)
+def _header_bytes(fields):
+    """How long the header of a struct is: the longer one where there may be many, as the encoder."""
+    return 3 if fields > _MOST_FIXED else 1
+
+
+@compiled(_INT(_OUT, _INT, _INT, _INT, _INT), inline=True)
+def _close_struct(out, start, to, count, fields):
+    """Write how many fields there are in front of them."""
+    if _header_bytes(fields) == 1:
+        out[_U(start)] = 0x80 | count
+    else:
+        out[_U(start)] = 0xDE
+        _put(out, start + 1, count, 2)
+    return to
+
+
 @compiled(_PAIR(_BYTES, _INT, types.uint8), inline=True)
 def _first(text, at, closing):
     """Behind an opening sign: where the first item is, and 1; or behind the closing sign, and 0."""
@@ -396,7 +414,7 @@ def _struct(text, at, part, table, out, to):
     expected = first
     seen = np.int64(0)
     start, count = to, 0
-    to += 1
+    to += _header_bytes(last - first)
     at, more = _first(text, at, ord("}"))
     while more:
         at, size = _string(text, at)
@@ -435,8 +453,7 @@ def _struct(text, at, part, table, out, to):
         else:
             count += 1
         at, more = _further(text, at, ord("}"))
-    to = _close(out, start, to, count, 0x80, 0xDE)
-    return (at, to) if at >= 0 and to >= 0 else _FAILED
+    return (at, _close_struct(out, start, to, count, last - first)) if at >= 0 else _FAILED
 
 
 @compiled(_PAIR(_BYTES, _TABLE, _OUT, _INT))

@@ -117,6 +117,16 @@ def test_common_forms_are_recognized(
     assert agreed(recognizer, body, json=json)
 
 
+@pytest.mark.parametrize("entry", [make_entry(), make_full_entry()], ids=["least", "full"])
+def test_a_record_is_the_same_whether_json_was_transcribed_or_decoded(
+    recognizer: Recognizer, entry: Entry
+) -> None:
+    body = as_json(*[to_json(entry)] * 17)
+    array = recognizer.transcribe(body)
+    assert array is not None
+    assert bytes(array) == bytes(plain_codec.prepare(body, json=True).array)
+
+
 def test_space_between_the_parts_of_json_is_none_of_it(recognizer: Recognizer) -> None:
     spaced = as_json(to_json(make_full_entry()))
     for sign in b'{}[]:,"':
