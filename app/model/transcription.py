@@ -299,7 +299,7 @@ def _close(out, start, to, count, fixed, wide):
 
 @compiled(_INT(_INT), inline=True)
 def _header_bytes(fields):
-    """How long the header of a struct is: the longer one where there may be many, as the encoder."""
+    """How long the header of a struct is: as the encoder has it, longer where there may be many."""
     return 3 if fields > _MOST_FIXED else 1
 
 
