@@ -28,7 +28,7 @@ def serve(ctx: click.Context, /, **options: str | bool | None) -> None:
     settings = load_settings(**overrides)
     # The service's processes read their settings from the environment they inherit.
     os.environ.update({setting_name(name): value for name, value in overrides.items()})
-    from app.service.interpreter import collect_rarely  # noqa: PLC0415 - loads what hashes
+    from app.service.interpreter import collect_rarely  # noqa: PLC0415 - loads ctypes
 
     collect_rarely()
     from app import server  # noqa: PLC0415 - loads the whole service; no other command needs it

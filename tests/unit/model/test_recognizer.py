@@ -315,14 +315,14 @@ def texts_in_lists(size: int, items: int, lists: int) -> bytes:
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 255, 256, 257, 65_535, 65_536])
 @pytest.mark.parametrize("items", [0, 1, 15, 16, 17])
 def test_there_is_room_for_the_longest_forms(size: int, items: int) -> None:
-    written_beyond(texts_in_lists(size, items, 1 + 200_000 // (1 + size * items)))
+    assert_written_within_room(texts_in_lists(size, items, 1 + 200_000 // (1 + size * items)))
 
 
 @pytest.mark.parametrize(
     "items", [[0] * 70_000, [[]] * 70_000, dict.fromkeys(map(str, range(70_000)), 0)]
 )
 def test_there_is_room_for_many_items(items: Any) -> None:
-    written_beyond(as_json({"pre_digest": {"symbols": {"": items}}}).replace(b" ", b""))
+    assert_written_within_room(as_json({"pre_digest": {"symbols": {"": items}}}).replace(b" ", b""))
 
 
 @given(st.one_of(st.binary(max_size=60), edits), st.integers(0, 40))
@@ -330,7 +330,7 @@ def test_nothing_is_written_beyond_the_room_there_is(
     change: bytes | list[Edit], number: int
 ) -> None:
     body = as_json({"pre_digest": {"symbols": {"a": [[]] * number}}}, to_json(make_full_entry()))
-    written_beyond(change if isinstance(change, bytes) else edited(body, change, 0))
+    assert_written_within_room(change if isinstance(change, bytes) else edited(body, change, 0))
 
 
 def test_where_there_is_no_room_nothing_is_written_beyond_it() -> None:
@@ -349,7 +349,7 @@ def test_where_there_is_no_room_nothing_is_written_beyond_it() -> None:
     assert ends == {-1, 1}
 
 
-def written_beyond(text: bytes) -> None:
+def assert_written_within_room(text: bytes) -> None:
     """Compiled code does not look where it writes: nothing of what lies behind may change."""
     pytest.importorskip("numba", reason="numba has no wheel here")
     compiled = load(TRANSCRIPTION)
