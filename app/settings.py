@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.chain.pipeline import ALL_COMMANDS
+from app.chain.content import ALL_COMMANDS
 from app.environment import COMMAND_VARIABLES, ENV_PREFIX
 from app.errors import SettingsError
 from app.logs import LogFormat, LogLevel

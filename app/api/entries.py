@@ -112,7 +112,7 @@ class EntriesEndpoint:
         body = await self._bodies.read(incoming)
         if len(body) >= LEAST_BYTES and not self._is_recognizing:
             self._is_recognizing = True
-            load_in_background(GRAMMAR, self._recognizer.use)
+            load_in_background(self._recognizer.use, GRAMMAR)
         if gzip or not is_light(body, self._max_body_bytes):
             request = await self._scales.prepare(body, json=json, gzip=gzip)
         else:

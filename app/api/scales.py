@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from app.api.problems import HttpProblem, body_too_large
-from app.chain.pipeline import ALL_COMMANDS
+from app.chain.content import ALL_COMMANDS
 from app.errors import Unavailable
 from app.model.codec import PreparedRequest, RequestCodec
 from app.model.weight import check_weight, is_light, light_bytes

@@ -12,14 +12,14 @@ from msgspec import Meta, Struct
 
 from app.chain.bulk import lanes_for, split
 from app.chain.hashing import HASH_BYTES, ZERO32, hash_in_domain, u64
-from app.model.entry import ADDRESS_BYTES, AnyCommand, Count, Event
+from app.model.entry import ADDRESS_BYTES, Count, Entry, Event
 
 SIGNATURE_BYTES: Final = 65
 NO_SIGNER: Final = bytes(ADDRESS_BYTES)
 
-_IDENTITY: Final = b"hypercall:rsm:command-identity:v1"
+IDENTITY_DOMAIN: Final = b"hypercall:rsm:command-identity:v1"
 _COMMANDS: Final = b"hypercall:rsm:commands:v1"
-_EVENT: Final = b"hypercall:rsm:event-payload:v1"
+EVENT_DOMAIN: Final = b"hypercall:rsm:event-payload:v1"
 _BATCH_ROOT: Final = b"hypercall:rsm:batch-root:v1"
 _HEADER: Final = b"hypercall:rsm:block-header:v1"
 GLOBAL_LEAF_KEY: Final = hash_in_domain(b"hypercall:rsm:leaf:global:v1", b"")
@@ -93,6 +93,13 @@ class _EventShell(Struct, gc=False):
 _CUT: Final = b"event_data\x90"
 _encode: Final = msgspec.msgpack.Encoder().encode
 
+EVENT_SHELL: Final = _encode(_EventShell("", None, (), None, ""))
+"""The encoding of an event of nothing."""
+SHELL_CUTS: Final = [
+    EVENT_SHELL.index(name.encode()) + len(name) for name in _EventShell.__struct_fields__
+]
+"""Where its values are, of one byte each."""
+
 
 def event_bytes(event: Event) -> bytes:
     """Encode an event as the original engine does: `event_data` is an array of integers."""
@@ -109,7 +116,7 @@ def event_bytes(event: Event) -> bytes:
 
 def event_hash(event: Event) -> bytes:
     """Hash one event: what the obligation log holds."""
-    return hash_in_domain(_EVENT, event_bytes(event))
+    return hash_in_domain(EVENT_DOMAIN, event_bytes(event))
 
 
 def event_hashes(events: Sequence[Event]) -> list[bytes]:
@@ -122,15 +129,17 @@ def event_hashes(events: Sequence[Event]) -> list[bytes]:
         for e in events
     ]
     cuts = [shell.index(_CUT) + len(_CUT) - 1 for shell in shells]
-    return split(lanes.hash_events(_EVENT, shells, cuts, [event.event_data for event in events]))
+    return split(
+        lanes.hash_events(EVENT_DOMAIN, shells, cuts, [event.event_data for event in events])
+    )
 
 
 def derived_identity(request_uuid: bytes, command_data: bytes) -> bytes:
     """Return the identity hash the service sets where the engine sent none."""
-    return hash_in_domain(_IDENTITY, request_uuid + command_data)
+    return hash_in_domain(IDENTITY_DOMAIN, request_uuid + command_data)
 
 
-def command_identity(entry: AnyCommand) -> bytes:
+def command_identity(entry: Entry) -> bytes:
     """Return an entry's identity hash: the engine's, or the derived one when absent or all zero."""
     sent = entry.command_identity_hash
     if sent is None or sent == ZERO32:
@@ -138,7 +147,7 @@ def command_identity(entry: AnyCommand) -> bytes:
     return bytes(sent)
 
 
-def command_identities(entries: Sequence[AnyCommand]) -> list[bytes]:
+def command_identities(entries: Sequence[Entry]) -> list[bytes]:
     """Return the identity hashes of entries, as `command_identity` does."""
     lanes = lanes_for(len(entries))
     if lanes is None:
@@ -149,7 +158,7 @@ def command_identities(entries: Sequence[AnyCommand]) -> list[bytes]:
         for entry, identity in zip(entries, sent, strict=True)
         if identity is None or identity == ZERO32
     ]
-    hashes = iter(split(lanes.hash_payloads(_IDENTITY, derived)))
+    hashes = iter(split(lanes.hash_payloads(IDENTITY_DOMAIN, derived)))
     return [
         next(hashes) if identity is None or identity == ZERO32 else bytes(identity)
         for identity in sent

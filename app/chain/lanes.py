@@ -1,8 +1,7 @@
 """Keccak-256 of many messages side by side, compiled by numba: eight lanes of one permutation.
 
 The compiler turns the loops over lanes into vector instructions of whatever processor it runs on.
-The interpreter is unlocked meanwhile. Only `app.chain.bulk` imports this module, once it is needed:
-see `app.compiling`.
+The interpreter is unlocked meanwhile. Loaded once it is needed: see `app.compiling`.
 
 A state is 25 words of 64 bits for each lane, word `k` of lane `i` at `k * 8 + i`; words are little-
 endian (FIPS 202, section 3; the padding of Keccak is 0x01 where SHA-3 has 0x06).
@@ -21,11 +20,11 @@ if not np.little_endian:
 
 _BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
 _COUNTS: Final = types.int64[::1]
-_WORDS: Final = types.uint64[::1]
+WORDS: Final = types.uint64[::1]
 _LANES: Final = 8
 _STATE_WORDS: Final = 25
-_RATE_BYTES: Final = 136
-_RATE_WORDS: Final = 17
+RATE_BYTES: Final = 136
+RATE_WORDS: Final = 17
 _HASH_WORDS: Final = 4
 _CONSTANTS: Final = np.array(
     [
@@ -52,7 +51,7 @@ def _rotated(word, count):
     return (word << count) | (word >> (_WORD_BITS - count))
 
 
-@compiled(types.void(_WORDS))
+@compiled(types.void(WORDS))
 def _permute(s):
     """Keccak-f[1600] on all lanes: theta, rho and pi, then chi and iota, 24 times."""
     for number in range(24):
@@ -120,8 +119,8 @@ def _permute(s):
             s[192 + i] = b24 ^ (~b20 & b21)
 
 
-@compiled(_WORDS(_WORDS, types.int64[::1]))
-def _hash_padded(words, starts):
+@compiled(WORDS(WORDS, types.int64[::1]))
+def hash_padded(words, starts):
     """Hash padded messages: message `m` is the blocks from `starts[m]` up to `starts[m + 1]`."""
     count = len(starts) - 1
     hashes = np.empty(count * _HASH_WORDS, np.uint64)
@@ -136,8 +135,8 @@ def _hash_padded(words, starts):
             for lane in range(lanes):
                 block = starts[first + lane] + step
                 if block < starts[first + lane + 1]:
-                    for k in range(_RATE_WORDS):
-                        s[k * _LANES + lane] ^= words[block * _RATE_WORDS + k]
+                    for k in range(RATE_WORDS):
+                        s[k * _LANES + lane] ^= words[block * RATE_WORDS + k]
             _permute(s)
             for lane in range(lanes):
                 if starts[first + lane] + step + 1 == starts[first + lane + 1]:
@@ -146,38 +145,41 @@ def _hash_padded(words, starts):
     return hashes
 
 
-@compiled(types.int64(types.uint8[::1], types.int64, types.uint64))
-def _put_length(out, at, length):
+@compiled(types.int64(types.uint8[::1], types.int64, _BYTES, types.int64))
+def put_prefix(out, at, domain, length):
+    """Put what is hashed before a payload of so many bytes; returns where that goes."""
+    out[at : at + len(domain)] = domain
+    at += len(domain)
     for byte in range(8):
-        out[at + byte] = np.uint8(length >> np.uint64(56 - 8 * byte))
+        out[at + byte] = np.uint8(length >> (56 - 8 * byte))
     return at + 8
 
 
 @compiled(types.void(types.uint8[::1], types.int64, types.int64))
-def _pad(out, end, limit):
+def pad(out, end, limit):
+    """Pad a message that ends at `end` up to the end of its last block."""
     out[end] = 0x01
     out[limit - 1] |= 0x80
 
 
-@compiled(_WORDS(_BYTES, _BYTES, _COUNTS))
+@compiled(WORDS(_BYTES, _BYTES, _COUNTS))
 def _hash_payloads(domain, joined, lengths):
     """`H(domain, payload)` of payloads that stand side by side; four words each."""
     count = len(lengths)
     starts = np.zeros(count + 1, np.int64)
     prefix = len(domain) + 8
     for m in range(count):
-        starts[m + 1] = starts[m] + (prefix + lengths[m]) // _RATE_BYTES + 1
-    words = np.zeros(starts[count] * _RATE_WORDS, np.uint64)
+        starts[m + 1] = starts[m] + (prefix + lengths[m]) // RATE_BYTES + 1
+    words = np.zeros(starts[count] * RATE_WORDS, np.uint64)
     out = words.view(np.uint8)
     source = 0
     for m in range(count):
-        at = starts[m] * _RATE_BYTES
-        out[at : at + len(domain)] = domain
-        at = _put_length(out, at + len(domain), np.uint64(lengths[m]))
+        at = starts[m] * RATE_BYTES
+        at = put_prefix(out, at, domain, lengths[m])
         out[at : at + lengths[m]] = joined[source : source + lengths[m]]
         source += lengths[m]
-        _pad(out, at + lengths[m], starts[m + 1] * _RATE_BYTES)
-    return _hash_padded(words, starts)
+        pad(out, at + lengths[m], starts[m + 1] * RATE_BYTES)
+    return hash_padded(words, starts)
 
 
 @compiled(types.int64(types.int64))
@@ -186,7 +188,7 @@ def _array_head_bytes(length):
 
 
 @compiled(types.int64(types.uint8[::1], types.int64, _BYTES))
-def _put_integers(out, at, data):
+def put_integers(out, at, data):
     """A MessagePack array of the bytes as integers, each in its shortest form."""
     length = len(data)
     head = _array_head_bytes(length)
@@ -206,7 +208,7 @@ def _put_integers(out, at, data):
     return at
 
 
-@compiled(_WORDS(_BYTES, _BYTES, _COUNTS, _COUNTS, _BYTES, _COUNTS))
+@compiled(WORDS(_BYTES, _BYTES, _COUNTS, _COUNTS, _BYTES, _COUNTS))
 def _hash_events(domain, shells, shell_lengths, cuts, joined, lengths):
     """`H(domain, event)` of events whose data is taken out of their encodings, the shells.
 
@@ -224,25 +226,24 @@ def _hash_events(domain, shells, shell_lengths, cuts, joined, lengths):
             size += byte >= _NARROW
         source += lengths[m]
         sizes[m] = size
-        starts[m + 1] = starts[m] + (prefix + size) // _RATE_BYTES + 1
-    words = np.zeros(starts[count] * _RATE_WORDS, np.uint64)
+        starts[m + 1] = starts[m] + (prefix + size) // RATE_BYTES + 1
+    words = np.zeros(starts[count] * RATE_WORDS, np.uint64)
     out = words.view(np.uint8)
     source = shell = 0
     for m in range(count):
-        at = starts[m] * _RATE_BYTES
-        out[at : at + len(domain)] = domain
-        at = _put_length(out, at + len(domain), np.uint64(sizes[m]))
+        at = starts[m] * RATE_BYTES
+        at = put_prefix(out, at, domain, sizes[m])
         cut, end = cuts[m], shell_lengths[m]
         out[at : at + cut] = shells[shell : shell + cut]
-        at = _put_integers(out, at + cut, joined[source : source + lengths[m]])
+        at = put_integers(out, at + cut, joined[source : source + lengths[m]])
         out[at : at + end - cut - 1] = shells[shell + cut + 1 : shell + end]
-        _pad(out, at + end - cut - 1, starts[m + 1] * _RATE_BYTES)
+        pad(out, at + end - cut - 1, starts[m + 1] * RATE_BYTES)
         source += lengths[m]
         shell += end
-    return _hash_padded(words, starts)
+    return hash_padded(words, starts)
 
 
-@compiled(types.void(types.uint64, _WORDS, types.int64, _WORDS))
+@compiled(types.void(types.uint64, WORDS, types.int64, WORDS))
 def _hash_short(prefix, source, size, hashes):
     """Hash `prefix`, one byte, before each `size` words, which fit one block."""
     count = len(hashes) // _HASH_WORDS
@@ -257,14 +258,14 @@ def _hash_short(prefix, source, size, hashes):
                 s[k * _LANES + lane] = carry | (word << _EIGHT)
                 carry = word >> _SHIFT_TO_NEXT
             s[size * _LANES + lane] = carry | (_PAD << _EIGHT)
-            s[(_RATE_WORDS - 1) * _LANES + lane] = _LAST_BIT
+            s[(RATE_WORDS - 1) * _LANES + lane] = _LAST_BIT
         _permute(s)
         for lane in range(lanes):
             for k in range(_HASH_WORDS):
                 hashes[(first + lane) * _HASH_WORDS + k] = s[k * _LANES + lane]
 
 
-@compiled(_WORDS(_BYTES, types.int64, _BYTES))
+@compiled(WORDS(_BYTES, types.int64, _BYTES))
 def _append_leaves(leaves, size, peaks):
     """The nodes that an append to a log of `size` leaves makes complete, four words each.
 

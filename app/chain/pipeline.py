@@ -6,9 +6,8 @@
 prepared from is a value and stays as it is: dropping the prepared block undoes everything.
 """
 
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from app.chain import merkle, sparse
 from app.chain.hashing import ZERO32
@@ -27,9 +26,7 @@ from app.chain.header import (
 from app.chain.merkle import LogAppend, LogState
 from app.chain.sparse import TreeReader, TreeState, TreeUpdate
 from app.errors import InvariantError
-from app.model.entry import AnyCommand
-
-ALL_COMMANDS: Final = "*"
+from app.model.entry import Entry
 
 
 class ChainState(NamedTuple):
@@ -81,17 +78,10 @@ class Difference(NamedTuple):
         return f"block {self.height}: {self.field}: expected {self.expected}, found {self.found}"
 
 
-def block_indices(entries: Iterable[AnyCommand], block_commands: AbstractSet[str]) -> list[int]:
-    """Select the block commands of a batch: `*` is every entry with a `command_type`."""
-    if ALL_COMMANDS in block_commands:
-        return [index for index, entry in enumerate(entries) if entry.command_type is not None]
-    return [index for index, entry in enumerate(entries) if entry.command_type in block_commands]
-
-
 def prepare_block(
     before: ChainState,
     read: TreeReader,
-    commands: Sequence[AnyCommand],
+    commands: Sequence[Entry],
     timestamp: int,
     signer: bytes = NO_SIGNER,
 ) -> PreparedBlock:
@@ -101,13 +91,28 @@ def prepare_block(
     block command or not; `signer` the address that will sign. Raises `InvariantError` when there is
     no command: such a batch makes no block.
     """
-    if not commands:
-        raise InvariantError("a block without commands")
-    identities = command_identities(commands)
     events = [event for entry in commands for event in entry.events]
+    hashed = command_identities(commands), event_hashes(events)
+    return prepare_hashed(before, read, *hashed, timestamp, signer)
+
+
+def prepare_hashed(
+    before: ChainState,
+    read: TreeReader,
+    identities: list[bytes],
+    events: list[bytes],
+    timestamp: int,
+    signer: bytes = NO_SIGNER,
+) -> PreparedBlock:
+    """Prepare the block of commands that have these identity hashes, and events of these hashes.
+
+    The rest is as for `prepare_block`.
+    """
+    if not identities:
+        raise InvariantError("a block without commands")
     batch_commands_hash = commands_hash(identities)
     log = merkle.append(before.commands, identities)
-    obligations = merkle.append(before.obligations, event_hashes(events))
+    obligations = merkle.append(before.obligations, events)
     # As long as both logs get the same leaves, they are the same log.
     same = before.intents == before.commands
     intents = log if same else merkle.append(before.intents, identities)

@@ -21,8 +21,6 @@ from app.model.entry import (
     MAX_TEXT_BYTES,
     ZERO_DIGEST,
     Address,
-    AnyCommand,
-    Command,
     Entry,
     Hash32,
 )
@@ -70,9 +68,9 @@ class PreparedRequest:
         return self._entries
 
     @property
-    def commands(self) -> Sequence[AnyCommand]:
-        """What a block commits to of them."""
-        return _commands.decode(self.array) if self._entries is None else self._entries
+    def is_decoded(self) -> bool:
+        """Whether its entries have been decoded."""
+        return self._entries is not None
 
     @property
     def size_bytes(self) -> int:
@@ -115,7 +113,6 @@ def _encode_hook(value: Any) -> Any:
 
 
 _entries: Final = msgspec.msgpack.Decoder(list[Entry], dec_hook=decode_hook)
-_commands: Final = msgspec.msgpack.Decoder(list[Command], dec_hook=decode_hook)
 # Maps have no order of their own: a sender that keeps symbols in a hash table may well repeat them
 # in another one.
 _canonical = msgspec.msgpack.Encoder(

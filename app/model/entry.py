@@ -136,18 +136,3 @@ class Entry(_Part, kw_only=True):
     balance_updates: list[BalanceUpdate] = []
     command_identity_hash: Hash32 | None = None
     rsm_state_digest: bytes | None = None
-
-
-class Command(Struct, kw_only=True, gc=False):
-    """Of an entry, what a block commits to. The rest is passed over when it is decoded."""
-
-    request_uuid: UUID
-    received_ts_ms: int
-    command_type: str | None = None
-    command_data: bytes
-    events: list[Event] = []
-    command_identity_hash: Hash32 | None = None
-
-
-AnyCommand = Entry | Command
-"""Whatever a block can be made of."""

@@ -29,19 +29,25 @@ from app.model.recognition import (
     PART,
     STRUCT,
     SYMBOLS,
+    TABLE,
     UUID,
     field,
-    hex_digit,
+)
+from app.model.values import (
+    BYTES,
+    INT,
+    OUT,
+    PAIR,
+    U,
     is_digit,
+    put,
+    put_hex,
+    put_integer,
+    put_length,
+    put_text,
 )
 
-_BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
-_TABLE: Final = types.Array(types.int64, 2, "C", readonly=True)
-_OUT: Final = types.uint8[::1]
-_INT: Final = types.int64
 # Behind what was read, or -1, and behind what was written.
-_PAIR: Final = types.UniTuple(types.int64, 2)
-_U: Final = np.uintp
 _FAILED: Final = (-1, 0)
 _QUOTE: Final = ord('"')
 _ONES: Final = np.uint64(0x0101010101010101)
@@ -73,22 +79,22 @@ def room_for(text_bytes: int) -> int:
     return text_bytes + text_bytes // 64 + 64
 
 
-@compiled(_INT(_BYTES, _INT), inline=True)
+@compiled(INT(BYTES, INT), inline=True)
 def _next(text, at):
     """Where the next token begins, or the end."""
-    while at < len(text) and text[_U(at)] in (0x20, 0x09, 0x0A, 0x0D):
+    while at < len(text) and text[U(at)] in (0x20, 0x09, 0x0A, 0x0D):
         at += 1
     return at
 
 
-@compiled(_INT(_BYTES, _INT, types.uint8), inline=True)
+@compiled(INT(BYTES, INT, types.uint8), inline=True)
 def _behind(text, at, sign):
     """Behind a sign and the space around it, or -1."""
     at = _next(text, at)
-    return _next(text, at + 1) if at < len(text) and text[_U(at)] == sign else -1
+    return _next(text, at + 1) if at < len(text) and text[U(at)] == sign else -1
 
 
-@compiled(types.boolean(_BYTES, _INT), inline=True)
+@compiled(types.boolean(BYTES, INT), inline=True)
 def _are_plain(text, at):
     """Whether 8 bytes are surely ASCII, and no quotes, backslashes or controls: all looked at once.
 
@@ -96,23 +102,23 @@ def _are_plain(text, at):
     """
     word = np.uint64(0)
     for i in range(8):
-        word |= np.uint64(text[_U(at + i)]) << np.uint64(8 * i)
+        word |= np.uint64(text[U(at + i)]) << np.uint64(8 * i)
     quotes, escapes = word ^ _QUOTES, word ^ _BACKSLASHES
     odd = word | (word - _SPACES) | ((quotes - _ONES) & ~quotes) | ((escapes - _ONES) & ~escapes)
     return odd & _HIGHEST == 0
 
 
-@compiled(_PAIR(_BYTES, _INT), inline=True)
+@compiled(PAIR(BYTES, INT), inline=True)
 def _string(text, at):
     """Where the content of a string begins, and how long it is, if it is ASCII without escapes."""
-    if at >= len(text) or text[_U(at)] != _QUOTE:
+    if at >= len(text) or text[U(at)] != _QUOTE:
         return _FAILED
     at += 1
     end = at
     while end + 8 <= len(text) and _are_plain(text, end):
         end += 8
     while end < len(text):
-        byte = text[_U(end)]
+        byte = text[U(end)]
         if byte == _QUOTE:
             return at, end - at
         if byte < 0x20 or byte >= 0x80 or byte == ord("\\"):
@@ -121,7 +127,7 @@ def _string(text, at):
     return _FAILED
 
 
-@compiled(types.boolean(_OUT, _INT, _INT), inline=True)
+@compiled(types.boolean(OUT, INT, INT), inline=True)
 def _has_room(out, to, size):
     """Whether text of so many bytes, or any number, may be written, with the header before it.
 
@@ -130,221 +136,153 @@ def _has_room(out, to, size):
     return size + _MOST_AROUND <= len(out) - to
 
 
-@compiled(_INT(_OUT, _INT, _INT, _INT), inline=True)
-def _put(out, to, value, size):
-    """Write an integer of so many bytes."""
-    for i in range(size):
-        out[_U(to + i)] = (value >> (8 * (size - 1 - i))) & 0xFF
-    return to + size
-
-
-@compiled(_INT(_OUT, _INT, _INT, _INT), inline=True)
-def _put_length(out, to, size, first):
-    """Write the first byte that says how wide a length is, and the length."""
-    width = 0 if size < 1 << 8 else (1 if size < 1 << 16 else 2)
-    out[_U(to)] = first + width
-    return _put(out, to + 1, size, 1 << width)
-
-
-@compiled(_INT(_BYTES, _INT, _INT, _OUT, _INT), inline=True)
-def _put_text(text, at, size, out, to):
-    if size < 1 << 5:
-        out[_U(to)] = 0xA0 | size
-        to += 1
-    else:
-        to = _put_length(out, to, size, 0xD9)
-    for i in range(size):
-        out[_U(to + i)] = text[_U(at + i)]
-    return to + size
-
-
-@compiled(_INT(_BYTES, _INT, _INT, _OUT, _INT), inline=True)
+@compiled(INT(BYTES, INT, INT, OUT, INT), inline=True)
 def _put_base64(text, at, size, out, to):
     """Write what base64 with its padding stands for; or -1."""
     if size & 3:
         return -1
     padding = 0
-    while padding < 2 and padding < size and text[_U(at + size - 1 - padding)] == ord("="):
+    while padding < 2 and padding < size and text[U(at + size - 1 - padding)] == ord("="):
         padding += 1
-    to = _put_length(out, to, size // 4 * 3 - padding, 0xC4)
+    to = put_length(out, to, size // 4 * 3 - padding, 0xC4)
     odd = np.uint8(0)
     whole = size // 4 - (padding > 0)
     for group in range(whole):
         bits = np.int64(0)
         for i in range(4):
-            digit = _DIGITS[text[_U(at + 4 * group + i)]]
+            digit = _DIGITS[text[U(at + 4 * group + i)]]
             odd |= digit
             bits = bits << 6 | digit
         for i in range(3):
-            out[_U(to + 3 * group + i)] = (bits >> (16 - 8 * i)) & 0xFF
+            out[U(to + 3 * group + i)] = (bits >> (16 - 8 * i)) & 0xFF
     to += 3 * whole
     if padding:
         bits = np.int64(0)
         for i in range(4 - padding):
-            digit = _DIGITS[text[_U(at + 4 * whole + i)]]
+            digit = _DIGITS[text[U(at + 4 * whole + i)]]
             odd |= digit
             bits = bits << 6 | digit
         spare = 2 * padding
         if bits & ((1 << spare) - 1):
             return -1
-        to = _put(out, to, bits >> spare, 3 - padding)
+        to = put(out, to, bits >> spare, 3 - padding)
     return -1 if odd & _NO_DIGIT else to
 
 
-@compiled(_INT(_BYTES, _INT, _INT, _INT, _OUT, _INT), inline=True)
-def _put_hex(text, at, size, length, out, to):
-    """Write so many bytes given as hex digits, two a byte, and dashes elsewhere; or -1."""
-    to = _put_length(out, to, length, 0xC4)
-    end = at + size
-    for i in range(length):
-        if at < end and text[_U(at)] == ord("-"):
-            at += 1
-        if end - at < 2:
-            return -1
-        high, low = hex_digit(text[_U(at)]), hex_digit(text[_U(at + 1)])
-        if high | low < 0:
-            return -1
-        out[_U(to + i)] = high << 4 | low
-        at += 2
-    return to + length if at == end else -1
-
-
-@compiled(_INT(_BYTES, _INT, _INT, _OUT, _INT), inline=True)
+@compiled(INT(BYTES, INT, INT, OUT, INT), inline=True)
 def _put_uuid(text, at, size, out, to):
     if size != 36:
         return -1
     for dash in (8, 13, 18, 23):
-        if text[_U(at + dash)] != ord("-"):
+        if text[U(at + dash)] != ord("-"):
             return -1
-    return _put_hex(text, at, size, _UUID_BYTES, out, to)
+    return put_hex(text, at, size, _UUID_BYTES, out, to)
 
 
-@compiled(_INT(_INT, _INT), inline=True)
-def _width(value, bits):
-    """How often the bytes of an integer are doubled until it fits, with so many bits in one."""
-    width = 0
-    while width < 3 and value >> (bits + 8 * ((1 << width) - 1)):
-        width += 1
-    return width
-
-
-@compiled(_PAIR(_BYTES, _INT, _OUT, _INT), inline=True)
+@compiled(PAIR(BYTES, INT, OUT, INT), inline=True)
 def _number(text, at, out, to):
     """An integer of 64 bits with its sign, in its shortest form."""
-    is_negative = at < len(text) and text[_U(at)] == ord("-")
+    is_negative = at < len(text) and text[U(at)] == ord("-")
     at += is_negative
     start = at
     value = np.int64(0)
-    while at < len(text) and is_digit(text[_U(at)]):
-        digit = np.int64(text[_U(at)]) - ord("0")
+    while at < len(text) and is_digit(text[U(at)]):
+        digit = np.int64(text[U(at)]) - ord("0")
         if value > _LAST_QUOTIENT or (value == _LAST_QUOTIENT and digit > 7):
             return _FAILED
         value = value * 10 + digit
         at += 1
-    if at == start or (text[_U(start)] == ord("0") and at > start + 1):
+    if at == start or (text[U(start)] == ord("0") and at > start + 1):
         return _FAILED
-    if at < len(text) and text[_U(at)] in (ord("."), ord("e"), ord("E")):
+    if at < len(text) and text[U(at)] in (ord("."), ord("e"), ord("E")):
         return _FAILED
-    if not is_negative or value == 0:
-        if value < 1 << 7:
-            out[_U(to)] = value
-            return at, to + 1
-        width = _width(value, 8)
-        out[_U(to)] = 0xCC + width
-    else:
-        value = -value
-        if value >= -(1 << 5):
-            out[_U(to)] = value & 0xFF
-            return at, to + 1
-        width = _width(-value - 1, 7)
-        out[_U(to)] = 0xD0 + width
-    return at, _put(out, to + 1, value, 1 << width)
+    return at, put_integer(-value if is_negative else value, out, to)
 
 
-@compiled(_PAIR(_BYTES, _INT, _OUT, _INT), inline=True)
+@compiled(PAIR(BYTES, INT, OUT, INT), inline=True)
 def _literal(text, at, out, to):
     """`null`, `false` or `true`."""
     if len(text) - at < 5:
         return _FAILED
-    first = text[_U(at)]
+    first = text[U(at)]
     word = np.int64(0)
     for i in range(4):
-        word = word << 8 | text[_U(at + i)]
+        word = word << 8 | text[U(at + i)]
     if word == 0x6E756C6C:
-        out[_U(to)] = 0xC0
+        out[U(to)] = 0xC0
     elif word == 0x74727565:
-        out[_U(to)] = 0xC3
-    elif word == 0x66616C73 and text[_U(at + 4)] == ord("e"):
-        out[_U(to)] = 0xC2
+        out[U(to)] = 0xC3
+    elif word == 0x66616C73 and text[U(at + 4)] == ord("e"):
+        out[U(to)] = 0xC2
     else:
         return _FAILED
     return at + (5 if first == ord("f") else 4), to + 1
 
 
-@compiled(_INT(_OUT, _INT, _INT, _INT, _INT, _INT), inline=True)
+@compiled(INT(OUT, INT, INT, INT, INT, INT), inline=True)
 def _close(out, start, to, count, fixed, wide):
     """Write how many items there are in front of them, where one byte was left for it; or -1."""
     if count < 1 << 4:
-        out[_U(start)] = fixed | count
+        out[U(start)] = fixed | count
         return to
     if not _has_room(out, to, 0):
         return -1
     width = 2 if count < 1 << 16 else 4
     for i in range(to - start - 1):
-        out[_U(to + width - 1 - i)] = out[_U(to - 1 - i)]
-    out[_U(start)] = wide + (width == 4)
-    _put(out, start + 1, count, width)
+        out[U(to + width - 1 - i)] = out[U(to - 1 - i)]
+    out[U(start)] = wide + (width == 4)
+    put(out, start + 1, count, width)
     return to + width
 
 
-@compiled(_INT(_INT), inline=True)
+@compiled(INT(INT), inline=True)
 def _header_bytes(fields):
     """How long the header of a struct is: as the encoder has it, longer where there may be many."""
     return 3 if fields > _MOST_FIXED else 1
 
 
-@compiled(_INT(_OUT, _INT, _INT, _INT, _INT), inline=True)
+@compiled(INT(OUT, INT, INT, INT, INT), inline=True)
 def _close_struct(out, start, to, count, fields):
     """Write how many fields there are in front of them."""
     if _header_bytes(fields) == 1:
-        out[_U(start)] = 0x80 | count
+        out[U(start)] = 0x80 | count
     else:
-        out[_U(start)] = 0xDE
-        _put(out, start + 1, count, 2)
+        out[U(start)] = 0xDE
+        put(out, start + 1, count, 2)
     return to
 
 
-@compiled(_PAIR(_BYTES, _INT, types.uint8), inline=True)
+@compiled(PAIR(BYTES, INT, types.uint8), inline=True)
 def _first(text, at, closing):
     """Behind an opening sign: where the first item is, and 1; or behind the closing sign, and 0."""
     at = _next(text, at + 1)
     if at >= len(text):
         return _FAILED
-    return (at + 1, 0) if text[_U(at)] == closing else (at, 1)
+    return (at + 1, 0) if text[U(at)] == closing else (at, 1)
 
 
-@compiled(_PAIR(_BYTES, _INT, types.uint8), inline=True)
+@compiled(PAIR(BYTES, INT, types.uint8), inline=True)
 def _further(text, at, closing):
     """Likewise behind an item."""
     at = _next(text, at)
     if at >= len(text):
         return _FAILED
-    if text[_U(at)] == ord(","):
+    if text[U(at)] == ord(","):
         return _next(text, at + 1), 1
-    return (at + 1, 0) if text[_U(at)] == closing else _FAILED
+    return (at + 1, 0) if text[U(at)] == closing else _FAILED
 
 
-@compiled(_PAIR(_BYTES, _INT, _OUT, _INT, _INT))
+@compiled(PAIR(BYTES, INT, OUT, INT, INT))
 def _anything(text, at, out, to, depth):
     """A value in `symbols`."""
     if at >= len(text) or depth == 0 or not _has_room(out, to, 0):
         return _FAILED
-    first = text[_U(at)]
+    first = text[U(at)]
     if first == _QUOTE:
         at, size = _string(text, at)
         if at < 0 or not _has_room(out, to, size):
             return _FAILED
-        return at + size + 1, _put_text(text, at, size, out, to)
+        return at + size + 1, put_text(text, at, size, out, to)
     if first == ord("-") or is_digit(first):
         return _number(text, at, out, to)
     is_map = first == ord("{")
@@ -359,7 +297,7 @@ def _anything(text, at, out, to, depth):
             at, size = _string(text, at)
             if at < 0 or not _has_room(out, to, size):
                 return _FAILED
-            to = _put_text(text, at, size, out, to)
+            to = put_text(text, at, size, out, to)
             at = _behind(text, at + size + 1, ord(":"))
             if at < 0:
                 return _FAILED
@@ -375,16 +313,16 @@ def _anything(text, at, out, to, depth):
     return (at, to) if to >= 0 else _FAILED
 
 
-@compiled(_PAIR(_BYTES, _INT, _INT, _TABLE, _OUT, _INT), inline=True)
+@compiled(PAIR(BYTES, INT, INT, TABLE, OUT, INT), inline=True)
 def _scalar(text, at, row, table, out, to):
     """A field's value that is no struct and no list of them."""
-    kind = table[_U(row), KIND]
+    kind = table[U(row), KIND]
     if kind == SYMBOLS:
         return _anything(text, at, out, to, _DEPTH)
     if at >= len(text) or not _has_room(out, to, 0):
         return _FAILED
-    if text[_U(at)] != _QUOTE:
-        first = text[_U(at)]
+    if text[U(at)] != _QUOTE:
+        first = text[U(at)]
         if first == ord("-") or is_digit(first):
             return _number(text, at, out, to)
         return _literal(text, at, out, to)
@@ -396,21 +334,21 @@ def _scalar(text, at, row, table, out, to):
     elif kind == UUID:
         to = _put_uuid(text, at, size, out, to)
     elif kind == FIXED:
-        length = table[_U(row), LOW]
-        if size != 2 + 2 * length or text[_U(at)] != ord("0") or text[_U(at + 1)] != ord("x"):
+        length = table[U(row), LOW]
+        if size != 2 + 2 * length or text[U(at)] != ord("0") or text[U(at + 1)] != ord("x"):
             return _FAILED
-        to = _put_hex(text, at + 2, 2 * length, length, out, to)
+        to = put_hex(text, at + 2, 2 * length, length, out, to)
     else:
-        to = _put_text(text, at, size, out, to)
+        to = put_text(text, at, size, out, to)
     return (at + size + 1, to) if to >= 0 else _FAILED
 
 
-@compiled(_PAIR(_BYTES, _INT, _INT, _TABLE, _OUT, _INT))
+@compiled(PAIR(BYTES, INT, INT, TABLE, OUT, INT))
 def _struct(text, at, part, table, out, to):
     """An object with the fields of a struct."""
-    if at >= len(text) or text[_U(at)] != ord("{") or not _has_room(out, to, 0):
+    if at >= len(text) or text[U(at)] != ord("{") or not _has_room(out, to, 0):
         return _FAILED
-    first, last = table[_U(part), FIRST], table[_U(part), LAST]
+    first, last = table[U(part), FIRST], table[U(part), LAST]
     expected = first
     seen = np.int64(0)
     start, count = to, 0
@@ -426,14 +364,14 @@ def _struct(text, at, part, table, out, to):
         seen |= np.int64(1) << (row - first)
         expected = row + 1 if row + 1 < last else first
         name = to
-        to = value = _put_text(text, at, size, out, to)
+        to = value = put_text(text, at, size, out, to)
         at = _behind(text, at + size + 1, ord(":"))
         if at < 0 or at >= len(text) or not _has_room(out, to, 0):
             return _FAILED
-        kind, of = table[_U(row), KIND], table[_U(row), PART]
-        if kind == STRUCT and text[_U(at)] == ord("{"):
+        kind, of = table[U(row), KIND], table[U(row), PART]
+        if kind == STRUCT and text[U(at)] == ord("{"):
             at, to = _struct(text, at, of, table, out, to)
-        elif kind in (LIST, EVENTS) and text[_U(at)] == ord("["):
+        elif kind in (LIST, EVENTS) and text[U(at)] == ord("["):
             list_start, items = to, 0
             to += 1
             at, more = _first(text, at, ord("]"))
@@ -448,7 +386,7 @@ def _struct(text, at, part, table, out, to):
             at, to = _scalar(text, at, row, table, out, to)
         if at < 0 or to < 0:
             return _FAILED
-        if to == value + 1 and out[_U(value)] == table[_U(row), DEFAULT]:
+        if to == value + 1 and out[U(value)] == table[U(row), DEFAULT]:
             to = name
         else:
             count += 1
@@ -456,7 +394,7 @@ def _struct(text, at, part, table, out, to):
     return (at, _close_struct(out, start, to, count, last - first)) if at >= 0 else _FAILED
 
 
-@compiled(_PAIR(_BYTES, _TABLE, _OUT, _INT))
+@compiled(PAIR(BYTES, TABLE, OUT, INT))
 def transcribe(text, table, out, to):
     """How many entries were written to `out` from `to` on, and where they end; or (-1, 0)."""
     at = _behind(text, 0, ord("{"))
@@ -466,10 +404,10 @@ def transcribe(text, table, out, to):
     if at < 0 or size != len(_ENTRIES):
         return _FAILED
     for i in range(size):
-        if text[_U(at + i)] != _ENTRIES[i]:
+        if text[U(at + i)] != _ENTRIES[i]:
             return _FAILED
     at = _behind(text, at + size + 1, ord(":"))
-    if at < 0 or at >= len(text) or text[_U(at)] != ord("["):
+    if at < 0 or at >= len(text) or text[U(at)] != ord("["):
         return _FAILED
     count = 0
     at, more = _first(text, at, ord("]"))

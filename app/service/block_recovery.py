@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from app.chain.content import chosen_content
 from app.chain.header import Header, block_hash
-from app.chain.pipeline import first_difference, prepare_block
+from app.chain.pipeline import first_difference, prepare_hashed
 from app.chain.store import CommitmentStore
 from app.chain.store_format import StoredBlock
 from app.errors import CorruptionError, DatabaseUnavailable, StartRefused
@@ -122,18 +123,19 @@ def _apply(wal_id: str, segment: Segment, frame: Frame, store: CommitmentStore) 
     misplaced = _misplaced(indices, len(record.commands))
     if misplaced is not None:
         raise refuse(misplaced)
-    entries = [record.commands[index] for index in indices]
-    prepared = prepare_block(
+    content = chosen_content(record.commands, indices)
+    prepared = prepare_hashed(
         store.state,
         store.read_node,
-        entries,
-        record.commands[-1].received_ts_ms,
+        content.identities,
+        content.events,
+        content.timestamp,
         header.signer,
     )
     difference = first_difference(prepared, header, roots)
     if difference is not None:
         raise CorruptionError(segment.path.name, frame.offset, str(difference))
-    commands = block_commands(prepared, indices, entries, record.first_command_id)
+    commands = block_commands(prepared, content, record.first_command_id)
     store.apply(prepared, header, record.authority, commands, wal_id, frame.end)
     return 1
 

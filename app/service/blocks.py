@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.chain.content import Content, content_of
 from app.chain.header import NO_SIGNER, Delegation, Header, Roots
-from app.chain.pipeline import PreparedBlock, block_indices, prepare_block
+from app.chain.pipeline import PreparedBlock, prepare_hashed
 from app.chain.store import BlockCommand, CommitmentStore, Seen
 from app.errors import DiskFull, OutsideWindow, StoreFailed, StoreFull
-from app.model.entry import AnyCommand
+from app.model.codec import PreparedRequest
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +52,13 @@ class PendingBlock:
 
     prepared: PreparedBlock
     header: Header
-    indices: list[int]
-    entries: list[AnyCommand]
+    content: Content
     authority: Delegation | None
+
+    @property
+    def indices(self) -> list[int]:
+        """Which of the record's commands it covers."""
+        return self.content.indices
 
     @property
     def roots(self) -> Roots:
@@ -105,19 +110,18 @@ class BlockProducer:
             return "degraded" if self._was_signed else "off"
         return "ok" if self._signer.fault is None else "degraded"
 
-    def prepare(self, entries: Sequence[AnyCommand]) -> PendingBlock | None:
+    def prepare(self, requests: Sequence[PreparedRequest]) -> PendingBlock | None:
         """Prepare and sign the block of a batch; None when the batch holds no block command.
 
         Raises `DiskFull` while the store can't be written.
         """
         if self._starved:
             self._recover_store()
-        indices = block_indices(entries, self._block_commands)
-        if not indices:
+        content = content_of(requests, self._block_commands)
+        if content is None:
             return None
-        commands = [entries[index] for index in indices]
         hot = None if self._signer is None else self._signer.current()
-        prepared = self._prepare(commands, entries[-1].received_ts_ms, hot)
+        prepared = self._prepare(content, hot)
         header = prepared.header
         if hot is not None:
             try:
@@ -125,17 +129,21 @@ class BlockProducer:
             except OutsideWindow as error:  # the clock has jumped since the key was asked for
                 _log.warning("block %d stays unsigned: %s", header.batch_seq, error)
                 hot = None
-                prepared = self._prepare(commands, entries[-1].received_ts_ms, hot)
+                prepared = self._prepare(content, hot)
                 header = prepared.header
         new = hot is not None and hot.address != self._journaled
         authority = hot.delegation if hot is not None and new else None
-        return PendingBlock(prepared, header, indices, commands, authority)
+        return PendingBlock(prepared, header, content, authority)
 
-    def _prepare(
-        self, commands: Sequence[AnyCommand], timestamp: int, hot: HotKey | None
-    ) -> PreparedBlock:
-        signer = NO_SIGNER if hot is None else hot.address
-        return prepare_block(self.store.state, self.store.read_node, commands, timestamp, signer)
+    def _prepare(self, content: Content, hot: HotKey | None) -> PreparedBlock:
+        return prepare_hashed(
+            self.store.state,
+            self.store.read_node,
+            content.identities,
+            content.events,
+            content.timestamp,
+            NO_SIGNER if hot is None else hot.address,
+        )
 
     def applied(self, pending: PendingBlock | None, first_command_id: int, end: int) -> None:
         """The record is durable: apply its block, if it has one."""
@@ -148,9 +156,7 @@ class BlockProducer:
                     pending.prepared,
                     pending.header,
                     pending.authority,
-                    block_commands(
-                        pending.prepared, pending.indices, pending.entries, first_command_id
-                    ),
+                    block_commands(pending.prepared, pending.content, first_command_id),
                     self._wal_id,
                     end,
                 )
@@ -200,22 +206,13 @@ class BlockProducer:
 
 
 def block_commands(
-    prepared: PreparedBlock,
-    indices: Sequence[int],
-    entries: Sequence[AnyCommand],
-    first_command_id: int,
+    prepared: PreparedBlock, content: Content, first_command_id: int
 ) -> list[BlockCommand]:
     """What the store keeps of a block's commands."""
-    first_leaf = prepared.header.first_seq
+    columns = content.indices, content.request_uuids, content.types, content.identities
     return [
-        BlockCommand(
-            first_command_id + index,
-            entry.request_uuid.bytes,
-            entry.command_type or "",
-            identity,
-            first_leaf + position,
-        )
-        for position, (index, entry, identity) in enumerate(
-            zip(indices, entries, prepared.identities, strict=True)
+        BlockCommand(first_command_id + index, request_uuid, command_type, identity, leaf)
+        for leaf, (index, request_uuid, command_type, identity) in enumerate(
+            zip(*columns, strict=True), prepared.header.first_seq
         )
     ]

@@ -19,30 +19,32 @@ from typing import Any, Final
 _log = logging.getLogger(__name__)
 
 LANES: Final = "app.chain.lanes"
+GATHERING: Final = "app.chain.gathering"
+VALUES: Final = "app.model.values"
 RECOGNITION: Final = "app.model.recognition"
 TRANSCRIPTION: Final = "app.model.transcription"
 GRAMMAR: Final = "app.model.grammar"
 """No compiled functions of its own: what uses two of the others."""
 _APP: Final = Path(__file__).parents[1]
-COMPILED: Final = (LANES, RECOGNITION, TRANSCRIPTION)
+COMPILED: Final = (VALUES, RECOGNITION, TRANSCRIPTION, LANES, GATHERING)
 
 
-def load_in_background(module: str, use: Callable[[Any], None]) -> None:
-    """Load a module on a thread, and hand it over if it can be had."""
+def load_in_background(use: Callable[..., None], *modules: str) -> None:
+    """Load modules on a thread, and hand them over if they can be had."""
 
     def load_and_use() -> None:
-        loaded = load(module)
-        if loaded is None:
+        loaded = [load(module) for module in modules]
+        if None in loaded:
             return
         try:
-            use(loaded)
+            use(*loaded)
         except OSError as error:
             _without(error)
             return
         gc.freeze()
-        _log.info("compiled functions are in use: %s", module)
+        _log.info("compiled functions are in use: %s", ", ".join(modules))
 
-    Thread(target=load_and_use, name=f"loading {module}", daemon=True).start()
+    Thread(target=load_and_use, name=f"loading {modules[0]}", daemon=True).start()
 
 
 def load(module: str) -> Any:

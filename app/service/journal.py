@@ -31,7 +31,7 @@ from app.service.block_recovery import (
 from app.service.block_view import BlockParts, BlockView
 from app.service.blocks import BlockProducer, PendingBlock
 from app.service.checkpoints import CheckpointKeeper
-from app.service.compiled import LANES, load_in_background
+from app.service.compiled import GATHERING, LANES, load_in_background
 from app.service.interpreter import tune_interpreter
 from app.service.logged_blocks import LoggedBlocks
 from app.service.opening import OpenedLog, ask_postgres, claim_data_dir, open_log, open_store
@@ -149,7 +149,7 @@ class Journal:
             self.state = State.SERVING
         tune_interpreter()
         if "block_commands" in settings.model_fields_set:  # other than ticks, which come alone
-            load_in_background(LANES, bulk.use)
+            load_in_background(bulk.use, LANES, GATHERING)
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 
     def _reopen_store(self, wal_id: str) -> CommitmentStore:

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from app.errors import CorruptionError, EntryFault, RequestConflict, Unavailable
 from app.model.codec import MAX_FAULTS, PreparedRequest, canonical_bytes
-from app.model.entry import AnyCommand, Entry
+from app.model.entry import Entry
 from app.model.packing import pack_array, split_array
 from app.wal.decoding import at_any_depth
 from app.wal.dedup import DuplicateIndex
@@ -59,7 +59,7 @@ class Plan:
         self.first_command_id = first_command_id
         self.keys: list[int] = []
         self.packed: list[bytes | memoryview] = []
-        self._requests: list[PreparedRequest] = []
+        self.requests: list[PreparedRequest] = []
         self._entries: list[Entry] = []
         # So many of the requests are in `_entries`.
         self._decoded = 0
@@ -76,15 +76,10 @@ class Plan:
     @property
     def entries(self) -> list[Entry]:
         """The entries, which are decoded when they are needed."""
-        for request in self._requests[self._decoded :]:
+        for request in self.requests[self._decoded :]:
             self._entries += request.entries
-        self._decoded = len(self._requests)
+        self._decoded = len(self.requests)
         return self._entries
-
-    @property
-    def commands(self) -> list[AnyCommand]:
-        """What a block commits to of them."""
-        return [command for request in self._requests for command in request.commands]
 
     def ids_of(self, keys: list[int]) -> dict[int, int]:
         """The `command_id`s that further entries of these keys would get."""
@@ -98,7 +93,7 @@ class Plan:
         self.keys += request.keys
         self.packed.append(request.packed)
         self.may_make_block |= request.may_make_block
-        self._requests.append(request)
+        self.requests.append(request)
         return Verdict(len(ids), first, [], None, needs_record=True, end_offset=0)
 
 

@@ -20,7 +20,6 @@ from app import failpoints
 from app.chain.header import Delegation, Header, Roots
 from app.errors import DiskFull, RequestConflict, Unavailable
 from app.model.codec import PreparedRequest
-from app.model.entry import AnyCommand
 from app.model.packing import array_header
 from app.wal.dedup import DuplicateIndex
 from app.wal.log import Log
@@ -90,8 +89,11 @@ Pending = TypeVar("Pending", bound=PendingBlock)
 class Blocks(Protocol[Pending]):
     """What makes blocks of batches: prepared before the record, applied after its sync."""
 
-    def prepare(self, entries: Sequence[AnyCommand]) -> Pending | None:
-        """The block of a batch, if it has one. Raises `DiskFull`; nothing is changed."""
+    def prepare(self, requests: Sequence[PreparedRequest]) -> Pending | None:
+        """The block of a batch of these requests, if it has one.
+
+        Raises `DiskFull`; nothing is changed.
+        """
 
     def applied(self, pending: Pending | None, first_command_id: int, end: int) -> None:
         """The record is durable up to `end`: apply its block, if it has one."""
@@ -295,10 +297,10 @@ class WalWriter(Generic[Pending]):
         return None if request is None else self._planner.place(request, plan)
 
     def _prepare_block(self, plan: Plan) -> Pending | None:
-        """The block of a plan; its entries are decoded only where there may be one."""
+        """The block of a plan; its entries are looked at only where there may be one."""
         if self._blocks is None:
             return None
-        return self._blocks.prepare(plan.commands if plan.may_make_block else ())
+        return self._blocks.prepare(plan.requests if plan.may_make_block else ())
 
     def _append(self, plan: Plan, block: Pending | None) -> tuple[int, int]:
         size = plan.size_bytes + _RECORD_OVERHEAD_BYTES

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from app.chain.content import block_indices
 from app.chain.header import NO_SIGNER, Delegation, block_hash
-from app.chain.pipeline import ChainState, PreparedBlock, block_indices, prepare_block
+from app.chain.pipeline import ChainState, PreparedBlock, prepare_block
 from app.chain.sparse import Node, NodeKey
 from app.model.entry import Entry
 from app.wal.record import Batch
@@ -29,7 +30,7 @@ class BlockChain:
         first = self.next_command_id
         self.next_command_id += len(entries)
         batch = Batch(offset=0, first_command_id=first, commands=list(entries))
-        indices = block_indices(entries, BLOCK_COMMANDS)
+        indices = block_indices([entry.command_type for entry in entries], BLOCK_COMMANDS)
         if not indices:
             return batch
         commands = [entries[index] for index in indices]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from json import dumps
-from typing import Any, Final, NamedTuple, Never
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.chain.pipeline import ChainState, block_indices, prepare_block
-from app.chain.sparse import NodeKey
 from app.errors import RequestError
-from app.model.codec import PreparedRequest, RequestCodec, canonical_bytes, pack
+from app.model.codec import RequestCodec, canonical_bytes, pack
 from app.model.entry import Entry
 from app.model.packing import array_header, len_of_header
 from app.model.recognizer import LEAST_BYTES, Recognized, Recognizer
@@ -397,23 +395,3 @@ def test_the_codec_says_what_is_wrong_with_what_is_not_recognized(
     codec = RequestCodec(100, MAX_FIELD_BYTES, recognizer)
     with pytest.raises(RequestError, match="OrderUpdat!"):
         codec.prepare(body.replace(b"OrderUpdate", b"OrderUpdat!"), json=json)
-
-
-def no_nodes(key: NodeKey) -> Never:
-    raise AssertionError(f"an empty tree has no node {key}")
-
-
-@given(st.lists(entries(), min_size=1, max_size=8))
-def test_a_block_of_undecoded_entries_is_the_one_of_the_entries(valid: list[Entry]) -> None:
-    body = memoryview(packed_body(*valid))[len(OPENING) :]
-    keys = [entry.request_uuid.int for entry in valid]
-    commands = PreparedRequest(keys, body).commands
-    decoded = PreparedRequest(keys, body, valid).commands
-    assert decoded == valid
-    blocks = [
-        prepare_block(ChainState(), no_nodes, each, each[-1].received_ts_ms)
-        for each in (commands, valid)
-    ]
-    assert blocks[0] == blocks[1]
-    for watched in ("*", "TickSnapshot"):
-        assert block_indices(commands, {watched}) == block_indices(valid, {watched})

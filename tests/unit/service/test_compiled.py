@@ -48,5 +48,11 @@ def test_every_module_of_compiled_functions_is_in_the_digest_they_are_kept_under
         for path in APP.rglob("*.py")
         if re.search(r"^from app\.compiling import", path.read_text(), re.MULTILINE)
     }
-    assert modules == {compiled.LANES, compiled.RECOGNITION, compiled.TRANSCRIPTION}
+    assert modules == {
+        compiled.LANES,
+        compiled.GATHERING,
+        compiled.VALUES,
+        compiled.RECOGNITION,
+        compiled.TRANSCRIPTION,
+    }
     assert set(compiled.COMPILED) == modules
