@@ -17,7 +17,7 @@ import asyncio
 import logging
 import resource
 from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import monotonic, process_time, thread_time
 from typing import Any, Final
@@ -111,6 +111,24 @@ class _Use:
         self.taken_bytes = size_bytes
 
 
+class _OnDisk:
+    """Counts one request more that waits for its entries' durability; a generator costs more."""
+
+    __slots__ = ("_use",)
+
+    def __init__(self, use: _Use) -> None:
+        self._use = use
+
+    def __enter__(self) -> None:
+        self._use.on_disk += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._use.on_disk -= 1
+
+
+_NOT_WATCHED: Final = nullcontext()
+
+
 class Connections:
     """Knows which connections are used, and cuts off those that are only in the way."""
 
@@ -157,18 +175,10 @@ class Connections:
             if use.on_disk < use.in_progress // 2:
                 self._flooded(peer, use)
 
-    @contextmanager
-    def waiting_for_disk(self, peer: Peer) -> Iterator[None]:
+    def waiting_for_disk(self, peer: Peer) -> AbstractContextManager[None]:
         """What a request of this client waits for meanwhile is its entries' durability."""
         use = self._uses.get(peer)
-        if use is None:
-            yield
-            return
-        use.on_disk += 1
-        try:
-            yield
-        finally:
-            use.on_disk -= 1
+        return _NOT_WATCHED if use is None else _OnDisk(use)
 
     def is_cut(self, peer: Peer) -> bool:
         """Whether this client's connection was cut off at once: nobody waits for its answers."""

@@ -4,6 +4,7 @@ Which format a body has, which one an answer should have, and the encoding of an
 """
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,7 @@ def body_is_json(content_type: str) -> bool:
     )
 
 
+@lru_cache(maxsize=16)  # a header may be long
 def answers_msgpack(accept: str) -> bool:
     """Whether the answer should be MessagePack: when the client ranks it above JSON."""
     best: tuple[float, bool] = (0.0, False)

@@ -189,10 +189,15 @@ def _fill_frame(parts: Sequence[Part]) -> None:
     if length > MAX_PAYLOAD_BYTES:
         raise InvariantError(f"a record of {length} bytes; at most {MAX_PAYLOAD_BYTES} are allowed")
     with memoryview(parts[0]) as first:
-        crc = crc32c(first[FRAME_BYTES:])
+        crc = _crc_of(first[FRAME_BYTES:], 0)
         for part in parts[1:]:
-            crc = crc32c(part, crc)
+            crc = _crc_of(part, crc)
         _frame.pack_into(first, 0, length, crc)
+
+
+def _crc_of(part: Part, crc: int) -> int:
+    """Go on with a CRC; the interpreter stays locked where locking it again would take longer."""
+    return crc32c(part, crc, -1 if len(part) >= _LARGE_BYTES else 0)
 
 
 def raw_commands(bodies: Sequence[bytes]) -> list[Raw]:
