@@ -17,10 +17,11 @@ from app.api.problems import TRANSLATED, HttpProblem, body_too_large, problem_of
 from app.api.scales import Scales
 from app.api.security import Guard
 from app.api.sockets import Peer
+from app.chain import bulk
 from app.model.codec import RequestCodec
 from app.model.recognizer import LEAST_BYTES, Recognizer
 from app.model.weight import is_light
-from app.service.compiled import GRAMMAR, load_in_background
+from app.service.compiled import GATHERING, GRAMMAR, LANES, load_in_background
 from app.service.journal import Journal
 from app.tokens import Scope as TokenScope
 from app.wal.writer import Appended
@@ -112,7 +113,7 @@ class EntriesEndpoint:
         body = await self._bodies.read(incoming)
         if len(body) >= LEAST_BYTES and not self._is_recognizing:
             self._is_recognizing = True
-            load_in_background(self._recognizer.use, GRAMMAR)
+            load_in_background(self._use_compiled, GRAMMAR, LANES, GATHERING)
         if gzip or not is_light(body, self._max_body_bytes):
             request = await self._scales.prepare(body, json=json, gzip=gzip)
         else:
@@ -121,6 +122,11 @@ class EntriesEndpoint:
         self._guard.charge(scope, grant, len(request.keys))
         with self._connections.waiting_for_disk(peer):
             return await self._journal.append(request)
+
+    def _use_compiled(self, grammar: Any, lanes: Any, gathering: Any) -> None:
+        """Recognize entries from now on, and make blocks without decoding what is recognized."""
+        bulk.use(lanes, gathering)
+        self._recognizer.use(grammar)
 
 
 class _Headers:

@@ -39,11 +39,11 @@ def gather(array: memoryview) -> Any:
 
     See `app.chain.gathering.Gathered`. They are known to be valid.
     """
-    header = read_array_header(array, 0)
-    if _Loaded.gathering is None or header is None:
+    gathering, header = _Loaded.gathering, read_array_header(array, 0)
+    if gathering is None or header is None:
         return None
     count, first = header
-    return _Loaded.gathering.gather(array, first, count)
+    return gathering.gather(array, first, count)
 
 
 def split(hashes: bytes) -> list[bytes]:

@@ -98,7 +98,7 @@ _OF_ENTRY: Final = _names(
     "command_data", "command_type", "received_ts_ms", "events", "command_identity_hash"
 )
 _OF_EVENT: Final = _names("event_topic", "event_key", "event_data", "event_type", "l2_sequence")
-# A map of these three names, with the least that there can be behind them.
+# None is shorter: a map of the three names that must be there, and a byte of each value.
 _LEAST_EVENT_BYTES: Final = 1 + len("event_topicevent_dataevent_type") + 3 + 3
 
 
@@ -292,6 +292,12 @@ def _put_shell(shell, start, end, out, to):
     return to
 
 
+@compiled(INT(OUT, INT), inline=True)
+def _put_nil(out, to):
+    out[U(to)] = 0xC0
+    return to + 1
+
+
 @compiled(INT(BYTES, _COUNTS, BYTES, _ROWS, INT, OUT, INT))
 def _put_event(shell, cuts, data, events, number, out, to):
     """Put the encoding of an event that is hashed; returns where it ends."""
@@ -300,17 +306,17 @@ def _put_event(shell, cuts, data, events, number, out, to):
     to = _put_shell(shell, cuts[0] + 1, cuts[1], out, to)
     if events[number, _KEY_BYTES] >= 0:
         to = put_text(data, events[number, _KEY], events[number, _KEY_BYTES], out, to)
-        to = _put_shell(shell, cuts[1] + 1, cuts[2], out, to)
     else:
-        to = _put_shell(shell, cuts[1], cuts[2], out, to)
+        to = _put_nil(out, to)
+    to = _put_shell(shell, cuts[1] + 1, cuts[2], out, to)
     start = events[number, _PAYLOAD]
     to = put_integers(out, to, data[start : start + events[number, _PAYLOAD_BYTES]])
     to = _put_shell(shell, cuts[2] + 1, cuts[3], out, to)
     if events[number, _HAS_SEQUENCE]:
         to = put_integer(events[number, _SEQUENCE], out, to)
-        to = _put_shell(shell, cuts[3] + 1, cuts[4], out, to)
     else:
-        to = _put_shell(shell, cuts[3], cuts[4], out, to)
+        to = _put_nil(out, to)
+    to = _put_shell(shell, cuts[3] + 1, cuts[4], out, to)
     return put_text(data, events[number, _KIND], events[number, _KIND_BYTES], out, to)
 
 
@@ -398,6 +404,8 @@ def gather(array: memoryview, at: int, count: int) -> Gathered | None:
 
     None where they are not what they are said to be.
     """
+    if not 0 < count < len(array):
+        return None
     data = np.frombuffer(array, np.uint8)
     data.flags.writeable = False
     sent = np.zeros(count * _HASH_BYTES, np.uint8)

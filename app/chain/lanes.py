@@ -14,11 +14,11 @@ import numpy as np
 from numba import types
 
 from app.compiling import compiled
+from app.model.values import BYTES
 
 if not np.little_endian:
     raise ImportError("the words of a state are read as they are in memory")
 
-_BYTES: Final = types.Array(types.uint8, 1, "C", readonly=True)
 _COUNTS: Final = types.int64[::1]
 WORDS: Final = types.uint64[::1]
 _LANES: Final = 8
@@ -145,7 +145,7 @@ def hash_padded(words, starts):
     return hashes
 
 
-@compiled(types.int64(types.uint8[::1], types.int64, _BYTES, types.int64))
+@compiled(types.int64(types.uint8[::1], types.int64, BYTES, types.int64))
 def put_prefix(out, at, domain, length):
     """Put what is hashed before a payload of so many bytes; returns where that goes."""
     out[at : at + len(domain)] = domain
@@ -162,7 +162,7 @@ def pad(out, end, limit):
     out[limit - 1] |= 0x80
 
 
-@compiled(WORDS(_BYTES, _BYTES, _COUNTS))
+@compiled(WORDS(BYTES, BYTES, _COUNTS))
 def _hash_payloads(domain, joined, lengths):
     """`H(domain, payload)` of payloads that stand side by side; four words each."""
     count = len(lengths)
@@ -187,7 +187,7 @@ def _array_head_bytes(length):
     return 1 if length < 16 else (3 if length < 1 << 16 else 5)
 
 
-@compiled(types.int64(types.uint8[::1], types.int64, _BYTES))
+@compiled(types.int64(types.uint8[::1], types.int64, BYTES))
 def put_integers(out, at, data):
     """A MessagePack array of the bytes as integers, each in its shortest form."""
     length = len(data)
@@ -208,7 +208,7 @@ def put_integers(out, at, data):
     return at
 
 
-@compiled(WORDS(_BYTES, _BYTES, _COUNTS, _COUNTS, _BYTES, _COUNTS))
+@compiled(WORDS(BYTES, BYTES, _COUNTS, _COUNTS, BYTES, _COUNTS))
 def _hash_events(domain, shells, shell_lengths, cuts, joined, lengths):
     """`H(domain, event)` of events whose data is taken out of their encodings, the shells.
 
@@ -265,7 +265,7 @@ def _hash_short(prefix, source, size, hashes):
                 hashes[(first + lane) * _HASH_WORDS + k] = s[k * _LANES + lane]
 
 
-@compiled(WORDS(_BYTES, types.int64, _BYTES))
+@compiled(WORDS(BYTES, types.int64, BYTES))
 def _append_leaves(leaves, size, peaks):
     """The nodes that an append to a log of `size` leaves makes complete, four words each.
 

@@ -1,6 +1,6 @@
 """From the block commands of a batch to a block: prepared in full, applied only once it is durable.
 
-    prepare_block(state, read, commands, …)  ->  sign  ->  one WAL record, synced  ->  apply
+    prepare_hashed(state, read, hashes, …)  ->  sign  ->  one WAL record, synced  ->  apply
 
 `PreparedBlock` holds all that the writer needs to write and the store to apply. The state it was
 prepared from is a value and stays as it is: dropping the prepared block undoes everything.

@@ -148,7 +148,8 @@ class Journal:
         if self.state is State.STARTING:
             self.state = State.SERVING
         tune_interpreter()
-        if "block_commands" in settings.model_fields_set:  # other than ticks, which come alone
+        if "block_commands" in settings.model_fields_set:
+            # Small requests make large blocks then: ticks, the default, come alone.
             load_in_background(bulk.use, LANES, GATHERING)
         _log.info("entries can be acknowledged; synced with %s", opened.log.syncer_name)
 

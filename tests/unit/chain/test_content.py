@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.chain import bulk
 from app.chain.content import ALL_COMMANDS, Content, content_of
+from app.chain.header import EVENT_SHELL, SHELL_CUTS
 from app.model.codec import PreparedRequest
 from app.model.entry import Entry, Hash32
 from app.model.packing import array_header
@@ -51,16 +52,28 @@ def wide(value: Any) -> bytes:
 
 
 def in_text(value: dict[str, Any]) -> dict[str, Any]:
-    """The fields in reverse, with the identity hash as hex text."""
-    sent = value.get("command_identity_hash")
-    as_text = {"command_identity_hash": f"0x{sent.hex()}"} if sent else {}
-    return dict(reversed({**value, **as_text}.items()))
+    """The fields in reverse, with the identity hash as hex text in both cases."""
+    fields = {**value}
+    if sent := value.get("command_identity_hash"):
+        fields["command_identity_hash"] = f"0x{sent[:16].hex()}{sent[16:].hex().upper()}"
+    if events := value.get("events"):
+        fields["events"] = [dict(reversed(event.items())) for event in events]
+    return dict(reversed(fields.items()))
+
+
+def with_nil(value: dict[str, Any]) -> dict[str, Any]:
+    """What may be nil, and would be left out, is spelled out."""
+    events = [{"event_key": None, "l2_sequence": None, **event} for event in value["events"]]
+    return {"command_type": None, "command_identity_hash": None, **value, "events": events}
 
 
 FORMS: Final[dict[str, Callable[[Entry], bytes]]] = {
     "usual": to_msgpack,
     "wide": lambda entry: wide(msgpack.unpackb(to_msgpack(entry))),
     "in-text": lambda entry: msgpack.packb(in_text(msgpack.unpackb(to_msgpack(entry)))),
+    "with-nil": lambda entry: msgpack.packb(
+        with_nil({"events": [], **msgpack.unpackb(to_msgpack(entry))})
+    ),
 }
 
 
@@ -161,19 +174,32 @@ def test_before_compiled_functions_are_loaded_entries_are_decoded() -> None:
         bulk.use(load(LANES), load(GATHERING))
 
 
-def test_entries_that_break_off_are_told_and_nothing_is_read_beyond_them() -> None:
+def test_as_many_events_as_there_can_be_give_the_same() -> None:
+    least = make_event(topic="t", event_data=b"", event_type="T")
+    batch = [make_entry(command_type="A", events=[least] * 2000)]
+    assert undecoded([packed(batch)], EVERYTHING) == content_of([decoded(batch)], EVERYTHING)
+
+
+def test_entries_that_break_off_are_told() -> None:
     array = bytes(packed([make_full_entry()]).array)
     for end in range(1, len(array)):
         assert bulk.gather(memoryview(array[:end])) is None
     assert bulk.gather(memoryview(array + b"\xc0")) is None
-    assert bulk.gather(memoryview(b"\xdc\xff\xff" + array[1:])) is None
+    assert bulk.gather(memoryview(b"\xdd\xff\xff\xff\xff" + array[1:])) is None
+    assert bulk.gather(memoryview(b"\x90")) is None
+
+
+def test_more_events_than_there_is_room_for_are_told() -> None:
+    empty_maps = b"\xdc\x03\xe8" + b"\x80" * 1000
+    assert bulk.gather(memoryview(b"\x91\x81\xa6events" + empty_maps)) is None
 
 
 @given(at=st.integers(0, 1000), byte=st.integers(0, 255))
-def test_nothing_is_read_beyond_entries_in_which_something_is_changed(at: int, byte: int) -> None:
+def test_whatever_is_changed_in_entries_they_are_hashed_or_refused(at: int, byte: int) -> None:
     array = bytearray(packed([make_full_entry(), OTHER_ENTRY]).array)
     array[1 + at % (len(array) - 1)] = byte
     gathered = bulk.gather(memoryview(array))
     if gathered is not None:
         assert gathered.types()
         assert len(gathered.identities(b"", bytes(32), [0, 1])) == 64
+        assert gathered.event_hashes(b"", EVENT_SHELL, SHELL_CUTS, [0, 1])
