@@ -1,5 +1,6 @@
 """Large bodies, which are recognized instead of decoded: nothing else is different about them."""
 
+import shutil
 from typing import Any
 
 import httpx
@@ -89,6 +90,25 @@ def test_blocks_cover_the_commands_among_others(service: Service) -> None:
     service.start()
     with service.client() as client:
         assert client.get(f"/blocks/{height}").json()["block_hash"] == block["block_hash"]
+
+
+def test_a_block_of_recognized_commands_is_the_one_that_the_log_gives(service: Service) -> None:
+    """It is derived again of decoded entries at the start, and compared with the recorded one."""
+    event = {"event_topic": "ticks", "event_type": "Tick", "l2_sequence": 300}
+    with service.client() as client:
+        recognizing(service, client)
+        ticks = [
+            msgpack_entry(command_type="Tick", events=[event | {"event_data": bytes([number])}] * 2)
+            for number in range(0, 256, 8)
+        ]
+        height = accepted(post_msgpack(client, *ticks))["block_height"]
+        block = client.get(f"/blocks/{height}").json()
+        assert block["command_count"] == len(ticks)
+    service.kill()
+    shutil.rmtree(service.data_dir / "commitments")
+    service.start()
+    with service.client() as client:
+        assert client.get(f"/blocks/{height}").json() == block
 
 
 def test_what_is_wrong_with_a_large_body_is_named(service: Service) -> None:
