@@ -1,6 +1,6 @@
 """What a block takes of packed entries, found where it lies in them, compiled by numba.
 
-    gather(array, count)  ->  Gathered  ->  types, identities, event hashes
+    gather(array, at, count)  ->  Gathered  ->  types, identities, event hashes
 
 The entries are packed one after another in MessagePack, and known to be valid: none is decoded to
 be hashed. Each is passed over once, which notes where in the data each thing lies; what is hashed
@@ -23,6 +23,7 @@ from app.chain.lanes import (
     put_prefix,
 )
 from app.compiling import compiled
+from app.model.recognition import COLUMNS, NAME, NAME_BYTES, TABLE, field, name_words
 from app.model.values import (
     BYTES,
     INT,
@@ -37,7 +38,6 @@ from app.model.values import (
     put_integer,
     put_text,
     text,
-    word_at,
 )
 
 # Columns of an entry: where its data and its type begin and how long they are, when it was
@@ -70,15 +70,11 @@ _COMMAND_TYPE: Final = 1
 _RECEIVED_TS_MS: Final = 2
 _EVENT_LIST: Final = 3
 _IDENTITY_HASH: Final = 4
-_EVENT_TOPIC: Final = 0
-_EVENT_KEY: Final = 1
 _EVENT_DATA: Final = 2
-_EVENT_TYPE: Final = 3
 _L2_SEQUENCE: Final = 4
 
 _ROWS: Final = types.int64[:, ::1]
 _COUNTS: Final = types.int64[::1]
-_NAME_WORDS: Final = 3
 _UUID_BYTES: Final = 16
 _HASH_BYTES: Final = 32
 # Of three texts, the array of integers and the number between them.
@@ -86,11 +82,12 @@ _MOST_HEADERS_BYTES: Final = 3 * 5 + 5 + 9
 
 
 def _names(*names: str) -> Any:
-    """A row for each name: its length, and itself in words of 8 bytes."""
-    rows = np.zeros((len(names), 1 + _NAME_WORDS), np.int64)
+    """A row for each name, as `app.model.recognition.field` seeks it."""
+    rows = np.zeros((len(names), COLUMNS), np.int64)
     for row, name in zip(rows, names, strict=True):
-        padded = name.encode().ljust(8 * _NAME_WORDS, b"\0")
-        row[:] = (len(name), *np.frombuffer(padded, "<i8"))
+        row[NAME_BYTES] = len(name)
+        row[NAME:] = name_words(name)
+    rows.flags.writeable = False
     return rows
 
 
@@ -100,21 +97,6 @@ _OF_ENTRY: Final = _names(
 _OF_EVENT: Final = _names("event_topic", "event_key", "event_data", "event_type", "l2_sequence")
 # None is shorter: a map of the three names that must be there, and a byte of each value.
 _LEAST_EVENT_BYTES: Final = 1 + len("event_topicevent_dataevent_type") + 3 + 3
-
-
-@compiled(INT(BYTES, INT, INT, _ROWS), inline=True)
-def _row_of(data, at, size, names):
-    """The row of a name, or -1."""
-    for row in range(len(names)):
-        if names[U(row), 0] != size:
-            continue
-        same = True
-        for number in range((size + 7) >> 3):
-            word = word_at(data, at + 8 * number, min(8, size - 8 * number))
-            same &= word == names[U(row), U(1 + number)]
-        if same:
-            return row
-    return -1
 
 
 @compiled(INT(BYTES, INT, OUT, INT), inline=True)
@@ -145,7 +127,7 @@ def _note(data, at, is_binary, rows, row, column):
     return at + size if at >= 0 else -1
 
 
-@compiled(INT(BYTES, INT, _ROWS, _ROWS, INT), inline=True)
+@compiled(INT(BYTES, INT, TABLE, _ROWS, INT), inline=True)
 def _gather_event(data, at, names, events, number):
     """Note where the parts of an event lie; where it ends, or -1."""
     at, fields = map_of(data, at)
@@ -156,7 +138,7 @@ def _gather_event(data, at, names, events, number):
         at, size = text(data, at)
         if at < 0:
             return -1
-        row = _row_of(data, at, size, names)
+        row = field(data, at, size, names, 0, len(names), 0)
         at += size
         if at < len(data) and data[U(at)] == 0xC0:
             at += 1
@@ -172,7 +154,7 @@ def _gather_event(data, at, names, events, number):
     return at
 
 
-@compiled(INT(BYTES, INT, _ROWS, _ROWS, OUT, INT, _ROWS, _ROWS))
+@compiled(INT(BYTES, INT, TABLE, TABLE, OUT, INT, _ROWS, _ROWS))
 def _gather_entry(data, at, entry_names, event_names, sent, entry, entries, events):
     """Note where what counts of an entry lies; where it ends, or -1.
 
@@ -183,7 +165,7 @@ def _gather_entry(data, at, entry_names, event_names, sent, entry, entries, even
         at, size = text(data, at)
         if at < 0:
             return -1
-        row = _row_of(data, at, size, entry_names)
+        row = field(data, at, size, entry_names, 0, len(entry_names), 0)
         at += size
         if at < len(data) and data[U(at)] == 0xC0:
             at += 1
@@ -210,7 +192,7 @@ def _gather_entry(data, at, entry_names, event_names, sent, entry, entries, even
     return at
 
 
-@compiled(INT(BYTES, INT, _ROWS, _ROWS, OUT, _ROWS, _ROWS))
+@compiled(INT(BYTES, INT, TABLE, TABLE, OUT, _ROWS, _ROWS))
 def _gather(data, at, entry_names, event_names, sent, entries, events):
     """Note where what counts of entries lies; where the last of them ends, or -1."""
     number = np.int64(0)

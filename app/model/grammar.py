@@ -104,12 +104,8 @@ class _Table:
         kind, nullable = _without_none(field.type)
         what, low, high, of = self._kind(kind)
         what = _SPECIAL.get((part, field.name), what)
-        name = field.encode_name.encode()
-        padded = name.ljust(8 * to.NAME_WORDS, b"\0")
-        if len(padded) > 8 * to.NAME_WORDS:
-            raise TypeError(f"{field.name} is too long a name")
-        words = np.frombuffer(padded, "<i8").tolist()
-        return [len(name), what, int(nullable), low, high, of, _default(field), *words]
+        name, default = field.encode_name, _default(field)
+        return [len(name), what, int(nullable), low, high, of, default, *to.name_words(name)]
 
     def _kind(self, kind: inspect.Type) -> tuple[int, int, int, int]:
         """What a field holds, the limits of it, and the row of its struct."""

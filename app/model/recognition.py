@@ -232,6 +232,15 @@ def _anything(data, at, depth):
     return at + size
 
 
+def name_words(name: str) -> list[int]:
+    """A field's name as its columns hold it. Raises `TypeError` for one that is too long."""
+    padded = name.encode().ljust(8 * NAME_WORDS, b"\0")
+    if len(padded) > 8 * NAME_WORDS:
+        raise TypeError(f"{name} is too long a name")
+    words: list[int] = np.frombuffer(padded, "<i8").tolist()
+    return words
+
+
 @compiled(INT(BYTES, INT, INT, TABLE, INT, INT, INT), inline=True)
 def field(data, at, size, table, first, last, expected):
     """The row of the field of a name, sought from the `expected` one on; or -1."""
